@@ -38,7 +38,7 @@ from registry.service_factory import Service, ServiceFactory
 from registry.status.worker_report import ServerRun, WorkerReporter, new_server_run
 from registry.telemetry.telemetry import Telemetry
 from registry.ui import site
-from registry.ui.page_route import send_too_many
+from registry.ui.page_route import send_too_many_page
 from registry.ui.pages import Pages
 from storage.errors import StorageFull, TooManyRequests
 from storage.interface import Registry
@@ -217,7 +217,7 @@ class Entrepot(FastAPI):
         """Answers a request outside `/v2` that the rate limit refuses: with an HTML page if the path is that of a page,
         and with JSON otherwise."""
         if self.pages is not None and site.is_page_path(scope["path"]):
-            await send_too_many(self.pages, scope, send, error)
+            await send_too_many_page(self.pages, scope, send, error)
         else:
             await refuse_with_json(scope, send, error)
 

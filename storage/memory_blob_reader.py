@@ -1,4 +1,4 @@
-"""A reader of a blob in memory (`MemoryBlobReader`), for `storage.memory_registry.MemoryRegistry`."""
+"""Reads a blob whose bytes are in memory (`MemoryBlobReader`)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import AsyncIterator
 from storage.content import Descriptor, OpenFile
 
 PIECE_BYTES = 1 << 20
-"""Size in bytes of the pieces that a reader yields, and of the largest span that it returns as `data`."""
+"""Largest number of bytes that a reader yields at a time, or has in `data`."""
 
 
 class MemoryBlobReader:
-    """A `BlobReader` over bytes in memory. It stays readable if the blob is deleted."""
+    """A `BlobReader` of bytes in memory. The bytes can still be read after the blob was deleted. `data`: all bytes of
+    the blob. `span`: see `BlobReader.span`."""
 
     def __init__(self, descriptor: Descriptor, data: bytes, span: tuple[int, int]) -> None:
         self.descriptor = descriptor
         self.span = span
         self.data: bytes | None = data[slice(*span)] if span[1] - span[0] <= PIECE_BYTES else None
         self.file: OpenFile | None = None
-        self.location: str | None = None  # there is no URL from which the client could download the blob itself
-        self.is_incomplete = False  # all bytes are in memory, and none is still to come from an upstream
+        self.location: str | None = None  # no URL: the bytes are only in memory
+        self.is_incomplete = False  # no download is running
         self._data = data
 
     async def readable_until(self, _offset: int, /) -> int:

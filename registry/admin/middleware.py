@@ -1,7 +1,7 @@
 """Error responses, security headers and responses to HEAD, for all paths outside `/v2`.
 
-All error responses have the format of the OCI distribution spec. If a route sets a security header, the middleware
-keeps the route's value. A HEAD gets the same response as a GET, without the body.
+All error responses have the format of the OCI distribution spec. A security header that a route sets stays as it is. A
+HEAD gets the same response as a GET, without the body.
 
 Sources: OWASP, "HTTP Security Response Headers"; CSP level 3; RFC 6797 (HSTS); RFC 9111, 5.2.2.5 (no-store); RFC 9110,
 9.3.2 (HEAD).
@@ -35,7 +35,7 @@ log = logging.getLogger("registry.management")
 MAX_LISTED_ERRORS: Final = 20
 """Largest number of invalid fields that a response lists."""
 MAX_ERROR_CHARACTERS: Final = 300
-"""Largest length of a name or reason in the list of invalid fields. A client can send a name of any length."""
+"""Largest number of characters of each `where` and `message` in the list of invalid fields."""
 
 
 def _error_response(status: int, code: str, message: str, detail: object = None) -> Response:
@@ -45,7 +45,7 @@ def _error_response(status: int, code: str, message: str, detail: object = None)
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
-    """Answers with the status of the exception. FastAPI raises such exceptions, for example for unknown paths."""
+    """Answers with the status of an HTTPException. FastAPI raises one for an unknown path, for example."""
     assert isinstance(error, HTTPException)
     codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
     response = _error_response(error.status_code, codes.get(error.status_code, "UNSUPPORTED"), str(error.detail))
@@ -68,7 +68,7 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
     if isinstance(error, RangeInvalid) and error.size is not None:
         response.headers["content-range"] = f"bytes */{error.size}"
     if status >= 500:
-        # A storage failure needs a traceback, unless its message explains it.
+        # A StorageFailed needs a traceback, unless its message explains the failure.
         is_explained = isinstance(error, TooManyOpenFiles | DataDirectoryReplaced)
         needs_traceback = isinstance(error, StorageFailed) and not is_explained
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
@@ -78,13 +78,13 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
-    """Answers 422 and lists the first invalid fields, without their values, which may be passwords."""
+    """Answers 422 and lists the first invalid fields. Leaves out their values, because these may be passwords."""
     assert isinstance(error, RequestValidationError)
     invalid_fields = [
         {"where": _shortened(".".join(map(str, invalid["loc"]))), "message": _shortened(str(invalid["msg"]))}
         for invalid in error.errors()[:MAX_LISTED_ERRORS]
     ]
-    # The error's attributes refer to the values of the fields. `_drop_references` does not remove these references.
+    # These attributes refer to the values of the fields. `_drop_references` does not remove them.
     vars(error).clear()
     error.args = ()
     _drop_references(error)
@@ -96,9 +96,9 @@ def _shortened(text: str) -> str:
 
 
 def _drop_references(error: Exception) -> None:
-    """Removes the traceback of `error` and its references to other errors, because the traceback refers to the
-    request's body. Starlette keeps the error until the client has received the response. A client that does not read
-    the response could otherwise keep the body in memory."""
+    """Removes the traceback of `error` and its references to other errors. Tracebacks refer to the body of the request,
+    and Starlette keeps `error` until the client has received the response. A slow client would keep the body in
+    memory."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
@@ -129,10 +129,9 @@ _HSTS_HEADER: Final = (b"strict-transport-security", b"max-age=31536000")
 class SecurityHeaders:
     """ASGI middleware that adds the security headers to the responses of `app`.
 
-    `public_url`: the registry's URL for clients; None if the settings do not give it. HSTS applies to all ports of a
-    host name. It is sent only if `public_url` is an https URL with the port 443: if the registry has another port,
-    other services with its host name may use http. Without `public_url`, the port is not known, because a reverse proxy
-    may remove it from Host."""
+    `public_url`: the registry's URL for clients; None if the settings have no such URL. The HSTS header is sent only if
+    `public_url` is an https URL with the port 443. HSTS applies to all ports of a host name, and other services on this
+    host name may use http."""
 
     def __init__(self, app: ASGIApp, *, public_url: str | None) -> None:
         self._app = app
@@ -160,9 +159,9 @@ class SecurityHeaders:
         """Returns whether to send HSTS in the response to a request.
 
         - If `public_url` is not an https URL with the port 443: no.
-        - If the request came over http: yes. A proxy in front of the registry may use https, and may have changed Host.
-          Browsers ignore HSTS over http (RFC 6797, 8.1).
-        - If the request came over https: only if it is for the host of `public_url`."""
+        - Otherwise, for a request over https: only if the request is for the host of `public_url`.
+        - Otherwise, for a request over http: yes, because a reverse proxy may have received it over https. Host is
+          not compared, because the proxy may have changed it. Browsers ignore HSTS over http (RFC 6797, 8.1)."""
         if self._hsts_host is None or scope["scheme"] != "https":
             return self._hsts_host is not None
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")
@@ -175,12 +174,12 @@ def _without_default_port(host: str) -> str:
 
 
 class _HeadComplete(Exception):
-    """Stops an application that would send more of the body in its response to a HEAD."""
+    """Stops the application after the response to a HEAD is complete."""
 
 
 class HeadRequests:
     """ASGI middleware that passes a HEAD request to `app` as a GET, and sends the response without the body. Stops
-    `app` after the first part of the body, because a stream of events would not end by itself."""
+    `app` after the first part of the body, because an event stream never ends."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -15,7 +15,7 @@ from registry.admin.job_models import JobResponse
 from registry.admin.job_routes import queue_job
 from registry.admin.management_router import management_router
 from registry.upkeep.retention import retention_work
-from registry.upkeep.retention.preview import PreviewLine, PreviewSummary, RepositoryPreview
+from registry.upkeep.retention.preview import PreviewedRepository, PreviewLine, PreviewSummary
 from storage.errors import Denied, Unsupported
 from storage.names import MAX_NAME_LENGTH, RepositoryName
 from storage.patterns import NamePattern
@@ -105,7 +105,7 @@ async def preview_retention(
     rule = preview.rule_of(repo)
     # Each account runs one preview at a time.
     async with preview.slots.slot(caller.visitor_key):
-        lines = await preview.page(repo, after, limit)
+        lines = await preview.tag_lines(repo, after, limit)
         totals = None if after is not None else await preview.totals(repo)
     return RetentionPreviewResponse(
         rule=rule.text,
@@ -127,7 +127,7 @@ class RepositoryPreviewResponse(BaseModel):
     )
 
     @classmethod
-    def from_preview(cls, preview: RepositoryPreview) -> Self:
+    def from_preview(cls, preview: PreviewedRepository) -> Self:
         """Converts the preview of a repository."""
         return cls(
             repository=preview.repository,

@@ -1,4 +1,4 @@
-"""Changes of tags and frozen tags, as the management API and the commands `tag` and `mirror frozen` show them. The
+"""Models of tag changes and of frozen tags, for the management API and the commands `tag` and `mirror frozen`. The
 docstrings of the models and the descriptions of their fields appear in the OpenAPI document."""
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class TagChangeResponse(BaseModel):
     id: str
     tag: str
     at: datetime
-    digest: str | None = Field(description="What the tag points at since then; null: the tag was deleted")
-    previous: str | None = Field(description="What the tag pointed at before; null: there was no such tag")
+    digest: str | None = Field(description="The digest after the change; null: the change deleted the tag")
+    previous: str | None = Field(description="The digest before the change; null: the tag did not exist")
     availability: Literal["stored", "deleted", "gone"] | None = Field(
-        description="Whether the manifest `digest` is `stored`, or `deleted` but can be put back, or `gone`. Null if "
-        "`digest` is null"
+        description="`stored`: the repository has the manifest `digest`. `deleted`: the manifest was deleted, but can "
+        "be put back. `gone`: it cannot be put back. Null: `digest` is null"
     )
     actor: str
     address: str | None
@@ -33,8 +33,7 @@ class TagChangeResponse(BaseModel):
 
     @classmethod
     def from_stored(cls, change: TagChange, *, with_client: bool = True) -> Self:
-        """Converts an entry of the history. `with_client`: whether to include the client's address, its program and the
-        id of its request."""
+        """Converts an entry of the history. `with_client`: whether to include `address`, `request` and `user_agent`."""
         return cls(
             id=str(change.id),
             tag=change.tag,
@@ -50,8 +49,9 @@ class TagChangeResponse(BaseModel):
 
 
 class TagMoveResponse(BaseModel):
-    """A tag after a change. `previous`: what it pointed at before; null: there was no such tag. `restored`: digests of
-    the deleted manifests that were put back for it."""
+    """A tag that was pointed at a manifest. `digest`: the digest that the tag points at now. `previous`: the digest
+    that the tag pointed at before; null: the tag did not exist. `restored`: digests of the deleted manifests that were
+    put back for this change."""
 
     repository: str
     tag: str
@@ -61,20 +61,21 @@ class TagMoveResponse(BaseModel):
 
     @classmethod
     def from_stored(cls, repo: RepositoryName, move: TagMove) -> Self:
-        """Converts the result of a change."""
+        """Converts the result of a move."""
         return cls(
             repository=repo, tag=move.tag, digest=move.digest, previous=move.previous, restored=list(move.restored)
         )
 
 
 class FrozenTagResponse(BaseModel):
-    """A frozen tag. `repository` is the name in the store, which begins with the name of the upstream."""
+    """A frozen tag: the mirror serves only `digest` for this tag. `repository`: the stored name of the repository. It
+    begins with the name of the upstream."""
 
     repository: str = Field(examples=["docker.io/library/ubuntu"])
     tag: str = Field(examples=["24.04"])
     digest: str
     since: datetime
-    frozen_by: str = Field(description="The account or command that froze it")
+    frozen_by: str = Field(description="The account or command that froze the tag")
 
     @classmethod
     def from_stored(cls, frozen: FrozenTag) -> Self:

@@ -24,7 +24,7 @@ from registry.http.query import parse_number
 from registry.request import RequestInvalid
 from storage.access import Action
 from storage.names import Digest, RepositoryName, Tag, as_reference
-from storage.upkeep.tag_changes import TagChanges
+from storage.upkeep.tag_changes import TagChanger
 
 router = management_router()
 _push_router = management_router(PushRoute)
@@ -132,9 +132,9 @@ async def _changes_page(
     )
 
 
-def _tag_changer(caller: Caller) -> TagChanges:
+def _tag_changer(caller: Caller) -> TagChanger:
     store = caller.upkeep.store
-    return TagChanges(store.tag_history, store.immutable_tags)
+    return TagChanger(store.tag_history, store.immutable_tags)
 
 
 def _check_force(caller: Caller, force: bool) -> None:

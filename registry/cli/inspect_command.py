@@ -23,7 +23,7 @@ Examples:
   entrepot inspect localhost:5000/team/app:1.2 --json
   entrepot inspect team/app@sha256:0a1b…
 
-Without a tag it shows `latest`. The command reads the data directory, also while a server is using it."""
+Without a tag, the command shows the tag `latest`. It reads the data directory, even while a server uses it."""
 
 
 def inspect(
@@ -32,7 +32,7 @@ def inspect(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the summary of the image as text, or with --json as JSON."""
+    """Prints the summary of the image as text, or as JSON if `as_json` is true."""
     settings = load_or_fail(config, data=data).settings
     with one_line_errors():
         from registry.cli.data_owner import prepare_data_directory
@@ -44,8 +44,8 @@ def inspect(
 
         async def summarize() -> dict[str, object]:
             async with open_registry(settings.data) as registry:
-                served = await _served_digest(settings, registry, image_reference)
-                return await summarize_image(registry, image_reference, served)
+                served_digest = await _served_digest(settings, registry, image_reference)
+                return await summarize_image(registry, image_reference, served_digest)
 
         summary = run_interruptible(summarize())
     if as_json:
@@ -54,35 +54,36 @@ def inspect(
         print_image_summary(summary)
 
 
-async def _served_digest(settings: Settings, stored: StoredRegistry, image: ImageReference) -> Digest | None:
-    """Returns the digest that a pull of `image` gets, if it may differ from the digest of the stored tag. This
-    happens for tags of mirrored repositories:
-    - A *frozen* tag stays at one digest.
-    - If the upstream (the mirrored registry) has a *cooldown* in the settings, a new digest is served only after this
+async def _served_digest(settings: Settings, registry: StoredRegistry, image: ImageReference) -> Digest | None:
+    """Returns the digest that clients get for a tag of a mirrored repository, if it may differ from the stored digest.
+    There are two cases:
+
+    - The tag is *frozen*: clients always get the same digest.
+    - The upstream (the mirrored registry) has a *cooldown* in the settings: clients get a new digest only after this
       delay.
 
-    Returns None in all other cases, and if the cooldown allows no digest yet."""
+    Returns None in all other cases, and while the cooldown allows no digest yet."""
     from storage.names import Tag
 
     repo, reference = image
     if not isinstance(reference, Tag):
         return None
-    if (frozen := await stored.upstream_tags.find_frozen_tag(repo, reference)) is not None:
+    if (frozen := await registry.upstream_tags.find_frozen_tag(repo, reference)) is not None:
         return frozen.digest
     upstream = next((entry for entry in settings.upstream if repo.startswith(f"{entry.name}/")), None)
     if upstream is None or not upstream.cooldown:
         return None
     from registry.mirror.served_tags import ServedTags
 
-    choice = await ServedTags(stored.upstream_tags, upstream, time.time).choose(repo, reference)
-    # The candidates are the digests that may be served. A pull gets the first one, if it can be fetched.
+    choice = await ServedTags(registry.upstream_tags, upstream, time.time).choose(repo, reference)
+    # `candidates` lists the digests that may be served, the preferred one first.
     return choice.candidates[0] if choice is not None and choice.candidates else None
 
 
 def parse_image_reference(text: str) -> ImageReference:
-    """Parses a reference as people paste it, such as `http://localhost:5000/team/app:1.2`. Removes the scheme. Also
-    removes the first segment of the path if it is a host, that is, if it has a port or is `localhost`. Without a tag or
-    digest, the reference means the tag `latest`. Raises NameInvalid, TagInvalid and DigestInvalid."""
+    """Parses an image reference, such as `http://localhost:5000/team/app:1.2`. Removes the scheme and the host. The
+    text before the first slash is a host if it is `localhost` or has a port. A reference without a tag or digest means
+    the tag `latest`. Raises NameInvalid, TagInvalid, DigestInvalid."""
     from storage.names import parse_reference
 
     text = text.strip().removeprefix("http://").removeprefix("https://")

@@ -1,4 +1,4 @@
-"""The pages to log in and out, and the form that chooses the language."""
+"""The login page, and the routes that log in, log out and store the visitor's language."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ _LANGUAGE_SECONDS: Final = 365 * 86400
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page. A form may arrive slowly, so its handler starts without
-a slot, and acquires one before it renders a page (`page_slot`)."""
+"""The routes that receive forms. A form may arrive slowly, so their handlers run without a *slot* (the permit to render
+a page). A handler acquires a slot before it renders a page (`page_slot`)."""
 
 
 @router.get(LOGIN_PAGE_PATH)
 async def login_form(request: Request) -> Response:
-    """Shows the form to log in. `next` in the query is the path to which the visitor returns."""
+    """Shows the login page. `next` in the query is the path to which the visitor returns after the login. If the
+    registry has no accounts, redirects to the home page."""
     if caller_of(request).is_registry_open:
         return redirect(HOME_PATH)
     return await _login_page(request, 200, _next_path(query_of(request)))
@@ -50,8 +51,9 @@ async def login_form(request: Request) -> Response:
 
 @_forms.post(LOGIN_PAGE_PATH)
 async def log_in(request: Request) -> Response:
-    """Logs in with a user name and a password. Sets the session cookie and redirects to `next`, or shows the form
-    again."""
+    """Checks the user name and password in the form. If they are right, sets the session cookie and redirects to
+    `next`. If not, shows the login page with the problem. If the registry has no accounts, redirects to the home
+    page."""
     form = await read_form(request)
     if caller_of(request).is_registry_open:
         return redirect(HOME_PATH)
@@ -63,7 +65,7 @@ async def log_in(request: Request) -> Response:
         try:
             session = await _start_session(request, user, password)
         except Unauthorized:
-            # 401 would need a challenge (RFC 9110, 15.5.2), for which browsers open their own login dialog.
+            # A 401 needs a challenge (RFC 9110, 15.5.2), and browsers open their own login dialog for a challenge.
             status, problem = 403, translatable("The user name or the password is wrong.")
         except TooManyRequests as error:
             status, problem = 429, translatable("Too many attempts. Wait a while, and then try again.")
@@ -107,8 +109,8 @@ async def choose_language(request: Request) -> Response:
 
 
 async def _start_session(request: Request, user: str, password: str) -> str:
-    """Starts a session in place of the browser's old session, and returns the cookie value of the new session. Raises
-    the errors of `BrowserLogin.start_with_password`."""
+    """Checks the password, ends the browser's old session, and returns the cookie value of a new session. Raises the
+    errors of `BrowserLogin.start_with_password`."""
     actor = unauthenticated_actor(request.scope)
     return await _browser_login(request).start_with_password(
         user, password, actor, replaces=cookies_of(request).session
@@ -116,15 +118,15 @@ async def _start_session(request: Request, user: str, password: str) -> str:
 
 
 async def _login_page(request: Request, status: int, next_path: str, user: str = "", problem: str = "") -> Response:
-    """Returns the login page. `user`: the user name in its form. `problem`: why the visitor could not log in."""
+    """Returns the login page. `user`: the user name that the form shows. `problem`: why the last login failed; empty if
+    no login failed."""
     query = f"?next={quote(next_path, safe='/')}"
     return await page_response(
         request,
         "login.html",
         status_code=status,
         section="login",
-        # The page that is shown after the visitor changes the language. In the response to a POST, the default would
-        # be the home page.
+        # The path that the browser loads after a change of the language.
         here=LOGIN_PAGE_PATH + query,
         next_path=next_path,
         provider_path=f"/login/openid{query}" if _browser_login(request).has_provider else None,
@@ -139,8 +141,8 @@ def _browser_login(request: Request) -> BrowserLogin:
 
 
 def _next_path(parameters: Query) -> str:
-    """Returns `next` if it is a path of this registry; otherwise the home page. Raises RequestInvalid if `next` is
-    given several times."""
+    """Returns the parameter `next` if it is a path of this registry; otherwise the path of the home page. Raises
+    RequestInvalid if there are several parameters `next`."""
     text = parameters.one("next")
     try:
         return local_path(text, HOME_PATH)

@@ -118,7 +118,7 @@ async def overview(request: Request) -> Response:
 async def current_state(request: Request) -> Response:
     """Returns the part of the page that shows the current state, if htmx requests it. Redirects other requests to the
     whole page. Raises Unauthorized, Denied."""
-    if not visit_of(request).is_partial:
+    if not visit_of(request).is_from_htmx:
         return redirect(OVERVIEW_PATH)
     caller = await admin_of(request)
     async with page_slot(request):

@@ -1,8 +1,7 @@
-"""What all pages share. `Visit` says who requests a page, and in which language. `PageRoute` is the route class that
-identifies the visitor, applies the limits and turns errors into pages. `FormRoute` is the route class for forms, and
-`SlotlessRoute` the one for pages that wait for slow work. `page_response` renders a page.
+"""The route classes of the web pages, and functions for their handlers. The routes identify the visitor, limit how many
+pages are rendered at a time, and answer an error with a page.
 
-Pages identify the visitor by the session cookie alone, and ignore an Authorization header, which is for programs.
+Pages identify the visitor by the session cookie alone. They ignore an Authorization header, which is for programs.
 """
 
 from __future__ import annotations
@@ -41,19 +40,19 @@ log = logging.getLogger("registry.pages")
 
 LANGUAGE_COOKIE: Final = "entrepot-language"
 MAX_FORM_BYTES: Final = 16 * 1024
-"""The largest size of a form, unless its handler allows a larger one."""
+"""Largest size of a form in bytes, unless the handler passes another `max_bytes`."""
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
-HEADERS: Final = {
+PAGE_HEADERS: Final = {
     "cache-control": "no-store",
-    # All scripts, styles and images come from this registry, and none are inline. Without the values of `htmx-config`
-    # in the layout, htmx would break this policy: it would add a style element and evaluate text as code.
+    # Scripts, styles and images must come from this registry, and must not be inline. In the layout, `htmx-config`
+    # turns off the functions of htmx that this policy forbids.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    # With `no-referrer`, browsers would send `Origin: null` with the POST of a form.
+    # With `no-referrer`, browsers would send `Origin: null` with a form, and `check_same_origin` would refuse the form.
     "referrer-policy": "same-origin",
     "vary": "Accept-Language, Cookie",
     "x-content-type-options": "nosniff",
@@ -76,23 +75,23 @@ _ERROR_TEXTS: Final = {
     503: (translatable("Busy"), translatable("The server cannot answer now. Load the page again in a moment.")),
     507: (translatable("The disk is full"), translatable("Pulls still work. Nothing can be stored.")),
 }
-"""The title and the explanation of an error page, by status. Others have the texts of 400 (below 500) or of 500."""
+"""Title and text of an error page, by HTTP status. Other statuses have the texts of 400 if below 500, else of 500."""
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """The visitor who requests a page, and how the browser requests it.
+    """A request for a page: who sends it, and how.
 
-    - `caller`: the visitor's account and rights; None: an error occurred before the visitor was identified.
-    - `language`: a key of `LANGUAGES`. `path`: the path and query of the page, as the browser sent them.
-    - `is_session_over`: whether the browser sent a session that is not valid any more. The visitor is then anonymous.
-    - `is_partial`: whether the script htmx requests the page, to put a part of it into the page that is shown."""
+    - `caller`: the visitor's account and rights; None: the visitor is not identified yet.
+    - `language`: a key of `LANGUAGES`. `path`: the path and query of the request, as the browser sent them.
+    - `is_session_over`: whether the session of the browser's cookie is no longer valid. The visitor is then anonymous.
+    - `is_from_htmx`: whether the script htmx sends the request, to replace a part of the page in the browser."""
 
     caller: Caller | None
     language: str
     path: str
     is_session_over: bool = False
-    is_partial: bool = False
+    is_from_htmx: bool = False
 
 
 def visit_of(request: Request) -> Visit:
@@ -102,7 +101,7 @@ def visit_of(request: Request) -> Visit:
 
 
 def caller_of(request: Request) -> Caller:
-    """Returns the visitor's account and rights."""
+    """Returns the account and rights of the visitor, who must be identified already."""
     caller = visit_of(request).caller
     assert caller is not None, "a page is made only after its visitor is known"
     return caller
@@ -120,7 +119,8 @@ def query_of(request: Request) -> Query:
 
 @asynccontextmanager
 async def page_slot(request: Request) -> AsyncIterator[None]:
-    """Holds a *slot*, the permit to render a page. Waits until one is free (`PageLimits`). Raises TooManyRequests."""
+    """Waits for a *slot* (the permit to render a page), and holds it inside the `async with` block. Raises
+    TooManyRequests if too many pages are pending (`PageLimits`)."""
     async with request.app.pages.limits.rendering_slot(_page_limits_key(visit_of(request), request.scope)):
         yield
 
@@ -128,10 +128,9 @@ async def page_slot(request: Request) -> AsyncIterator[None]:
 async def receive_form(
     request: Request, check: Callable[[Request], Awaitable[T]], max_bytes: int = MAX_FORM_BYTES
 ) -> tuple[T, Query]:
-    """Receives a form. `check` raises an error if the visitor does not have the rights that the form needs. The first
-    call of `check`, before the form is received, ensures that nobody without rights can send one. The second call comes
-    when the form has arrived, because the rights may have changed. Returns the result of the second call, and the
-    fields of the form. Raises the errors of `check` and `read_form`."""
+    """Receives a form that needs rights. `check` raises an error if the visitor lacks the rights. It is called before
+    the form is received, and again when the form has arrived, because the rights may have changed. Returns the result
+    of the second call, and the fields of the form. Raises the errors of `check` and `read_form`."""
     await check(request)
     form = await read_form(request, max_bytes)
     return await check(request), form
@@ -139,10 +138,10 @@ async def receive_form(
 
 async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Query:
     """Returns the fields of a form. Checks no rights: use `receive_form` for a form that needs rights. The route should
-    be a `FormRoute`. `max_bytes`: the largest size of the form. Identifies the visitor again when the form has arrived.
-    From then on, `caller_of` and calls on the registry have the rights that the visitor has now. Raises HTTPException
-    (403) if a page of another site sent the form. Raises FormInvalid, FormTooLarge and RequestInvalid if the form
-    cannot be read. Raises ClientDisconnect if the client disconnects before the form has arrived."""
+    be a `FormRoute`. `max_bytes`: the largest size of the form.
+    When the form has arrived, identifies the visitor again: later calls of `caller_of` and of the registry use the new
+    rights. Raises HTTPException (403) if a page of another site sent the form. Raises FormInvalid, FormTooLarge or
+    RequestInvalid if the form cannot be read. Raises ClientDisconnect if the client disconnects during the transfer."""
     cookies_of(request).check_same_origin()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise FormInvalid(f"the body has to be {_FORM_TYPE}")
@@ -154,7 +153,7 @@ async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Query:
     if len(body) <= MAX_FORM_BYTES:
         form = Query(bytes(body))
     else:
-        form = await asyncio.to_thread(Query, bytes(body))  # takes tens of milliseconds
+        form = await asyncio.to_thread(Query, bytes(body))  # parsing takes tens of milliseconds
     request.state.visit = await _identify(request)
     current_request().principal = caller_of(request).principal
     return form
@@ -166,21 +165,23 @@ def cookies_of(request: Request) -> BrowserCookies:
 
 
 def image_host(request: Request) -> str:
-    """Returns the host that the names of this registry's images begin with."""
+    """Returns the host and port with which image names of this registry begin, such as `localhost:5000`."""
     return RegistryAddress(cookies_of(request).origin).host
 
 
 class PageRoute(APIRoute):
-    """A route of a page. `form_pages` is empty if the path of the route has a page. If the route only receives a form,
-    `form_pages` has the paths of the pages with this form, the usual one first. A visitor who has to log in returns to
-    the page with the form, or to the route's own page if `form_pages` is empty."""
+    """A route of a page. If the visitor has to log in, `form_pages` determines the page that is shown after the login:
+
+    - If `form_pages` is empty: the requested page.
+    - Otherwise, `form_pages` lists the pages with the form that this route receives: the page that sent the form. If
+      this page is not known, the first page in the list."""
 
     form_pages: ClassVar[Sequence[str]] = ()
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns a handler that calls FastAPI's handler of the route. The returned handler identifies the visitor,
         applies the limits of pages, turns errors into pages, and records a denied request in the audit log. It raises
-        ClientDisconnect if the client has disconnected before its form has arrived."""
+        ClientDisconnect if the client disconnects before its form has arrived."""
         run_handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
@@ -190,7 +191,7 @@ class PageRoute(APIRoute):
                 visit = request.state.visit = await _identify(request)
                 with _registry_calls_as(visit, request.scope):
                     response = await self._run(request, run_handler)
-            except ClientDisconnect:  # nobody gets a response, so no page is rendered
+            except ClientDisconnect:  # the client is gone, so no error page is rendered
                 raise
             except Exception as error:
                 if isinstance(error, Denied | AccountHidden | NameHidden):
@@ -209,47 +210,47 @@ class PageRoute(APIRoute):
 
 
 class SlotlessRoute(PageRoute):
-    """A route whose handler first waits for slow work, such as a search. The handler runs without a slot, so that pages
-    of other visitors are rendered during the wait. Before it renders a page, it acquires a slot itself
-    (`page_slot`)."""
+    """A route whose handler first waits for slow work, such as a search. The handler runs without a slot. It acquires a
+    slot itself before it renders a page (`page_slot`)."""
 
     async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
         return await handler(request)
 
 
 class FormRoute(SlotlessRoute):
-    """A route that receives a form. Its handler runs without a slot, because receiving the form and hashing a
-    password can take long. If the path of a route has no page, a subclass sets `form_pages`."""
+    """A route that receives a form. Its handler runs without a slot, because a form can arrive slowly, and hashing a
+    password takes long. A subclass sets `form_pages` for routes that have no page of their own."""
 
 
 async def page_response(request: Request, template: str, *, status_code: int = 200, **values: object) -> Response:
-    """Renders a template and returns the page. `values`: the values for the template. The function adds the values that
-    the layout needs. Raises the errors of rendering."""
+    """Renders a template and returns the page. `values`: values for the template. They override the values for the
+    layout (`_layout_values`). Raises the errors of rendering."""
     pages: Pages = request.app.pages
     visit = visit_of(request)
     body = await pages.renderer.render(template, visit.language, {**_layout_values(request, visit), **values})
-    return Response(body, status_code, HEADERS, "text/html; charset=utf-8")
+    return Response(body, status_code, PAGE_HEADERS, "text/html; charset=utf-8")
 
 
 def redirect(path: str) -> Response:
-    """Returns a redirect to a path of this registry, which the browser follows with GET."""
-    return RedirectResponse(path, 303, {name: HEADERS[name] for name in ("cache-control", "referrer-policy", "vary")})
+    """Returns a redirect (303) to a path of this registry. The browser loads this path with GET."""
+    return RedirectResponse(
+        path, 303, {name: PAGE_HEADERS[name] for name in ("cache-control", "referrer-policy", "vary")}
+    )
 
 
 def redirect_with_query(request: Request, path: str, *names: str) -> Response:
-    """Returns a redirect to another path of the same page, for example from a repository's short name to its full name.
-    `names`: the parameters of the query that the page reads; the redirect keeps only these. Raises RequestInvalid if
-    the query cannot be parsed."""
+    """Returns a redirect to `path`. It keeps the parameters `names` of the request's query, and drops all others.
+    Raises RequestInvalid if the query cannot be parsed."""
     query = query_of(request)
     kept = [(name, value) for name in names for value in query.all(name)]
     return redirect(f"{path}?{urlencode(kept)}" if kept else path)
 
 
-async def send_too_many(pages: Pages, scope: Scope, send: Send, error: TooManyRequests) -> None:
-    """Sends the page that refuses a request because the browser sends too many. The page is rendered once for each
-    language, so that to refuse a request does not cost more than to serve it."""
+async def send_too_many_page(pages: Pages, scope: Scope, send: Send, error: TooManyRequests) -> None:
+    """Answers a request with 429 and the error page for too many requests. A refusal must be cheap, so this page is
+    rendered only once for each language."""
     body = await _too_many_page(pages, _language(scope))
-    headers = {**HEADERS, "content-type": "text/html; charset=utf-8", "retry-after": str(error.retry_after)}
+    headers = {**PAGE_HEADERS, "content-type": "text/html; charset=utf-8", "retry-after": str(error.retry_after)}
     headers["content-length"] = str(len(body))
     raw = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": 429, "headers": raw})
@@ -257,8 +258,8 @@ async def send_too_many(pages: Pages, scope: Scope, send: Send, error: TooManyRe
 
 
 async def _identify(request: Request) -> Visit:
-    """Returns the visit of the account that the session cookie names. Without a valid session, the visitor is
-    anonymous. Raises the errors of the store."""
+    """Identifies the visitor by the session cookie. Without a valid session, the visitor is anonymous. Raises the
+    errors of the store."""
     management = request.app.service.access.management
     cookies, actor = cookies_of(request), unauthenticated_actor(request.scope)
     is_session_over = False
@@ -266,13 +267,13 @@ async def _identify(request: Request) -> Visit:
         principal = await management.authenticator.authenticate((), actor, cookies.session)
     except Unauthorized:
         principal, is_session_over = await management.authenticator.authenticate((), actor), True
-    caller = make_caller(request, principal.for_pages())  # unlike the API, pages admit visitors without a login
+    caller = make_caller(request, principal.for_pages())  # pages admit anonymous visitors, unlike the API
     return Visit(
         caller,
         _language(request.scope),
         _path_of(request.scope),
         is_session_over,
-        is_partial=request.headers.get("hx-request") == "true",
+        is_from_htmx=request.headers.get("hx-request") == "true",
     )
 
 
@@ -292,8 +293,8 @@ def _path_of(scope: Scope) -> str:
 
 
 def _page_limits_key(visit: Visit, scope: Scope) -> str:
-    """Returns the text that identifies a visitor in `PageLimits`: the account or, if the visitor is anonymous or not
-    identified yet, the network of the client."""
+    """Returns the text that identifies the visitor in `PageLimits`: the account or, if there is none, the network of
+    the client."""
     address = client_address(scope)
     return visitor_key(None, address) if visit.caller is None else visit.caller.principal.visitor_key_at(address)
 
@@ -319,8 +320,7 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
         "is_admin": caller is not None and caller.rights.admin,
         "is_registry_open": caller is not None and caller.is_registry_open,  # whether there are no accounts yet
         "is_session_over": visit.is_session_over,
-        # The path that the browser loads, with GET, after the visitor has changed the language. A path that only
-        # receives a form has no page for GET.
+        # The path that the browser loads after a change of the language. The path of a POST may have no page.
         "here": "/ui/" if request.method != "GET" else visit.path,
         "version": request.app.version,
         "section": "",
@@ -338,7 +338,7 @@ async def _error_response(request: Request, error: Exception, form_pages: Sequen
     if isinstance(error, TooManyRequests):
         return await _too_many_response(request, error)
     request_id = unauthenticated_actor(request.scope).request_id
-    status = _status_of(error)
+    status = _page_status(error)
     if status >= 500:
         needs_traceback = not isinstance(error, RegistryError) or isinstance(error, StorageFailed)
         log.error("page %s failed with %d: %s", request_id, status, error, exc_info=error if needs_traceback else None)
@@ -351,14 +351,14 @@ async def _error_response(request: Request, error: Exception, form_pages: Sequen
         response = await _too_many_response(request, refusal)
     except Exception:
         log.exception("the page about the error of request %s failed", request_id)
-        response = Response("The registry failed; its log says why.\n", 500, HEADERS, "text/plain; charset=utf-8")
+        response = Response("The registry failed; its log says why.\n", 500, PAGE_HEADERS, "text/plain; charset=utf-8")
     return response
 
 
 async def _too_many_response(request: Request, error: TooManyRequests) -> Response:
-    """Returns the same page that `send_too_many` sends."""
+    """Returns the page that `send_too_many_page` sends."""
     body = await _too_many_page(request.app.pages, visit_of(request).language)
-    headers = {**HEADERS, "retry-after": str(error.retry_after)}
+    headers = {**PAGE_HEADERS, "retry-after": str(error.retry_after)}
     return Response(body, 429, headers, "text/html; charset=utf-8")
 
 
@@ -367,13 +367,13 @@ async def _too_many_page(pages: Pages, language: str) -> bytes:
 
 
 def _login_redirect(visit: Visit, page: str) -> Response:
-    """Returns a redirect to the login page. After the login, the visitor returns to the path `page`. If htmx sent the
-    request, the header hx-redirect makes the browser load the login page in place of the whole page."""
+    """Returns a redirect to the login page. After the login, the visitor returns to the path `page`. A response to htmx
+    has the header hx-redirect, because htmx would put the target of an HTTP redirect into a part of the old page."""
     path = f"{LOGIN_PAGE_PATH}?next={quote(page, safe='/')}"
-    return Response(headers={**HEADERS, "hx-redirect": path}) if visit.is_partial else redirect(path)
+    return Response(headers={**PAGE_HEADERS, "hx-redirect": path}) if visit.is_from_htmx else redirect(path)
 
 
-def _status_of(error: Exception) -> int:
+def _page_status(error: Exception) -> int:
     if isinstance(error, Unauthorized):
         return 403  # the visitor has an account, so another login is no help
     if isinstance(error, RegistryError):
@@ -382,8 +382,7 @@ def _status_of(error: Exception) -> int:
 
 
 def _error_values(status: int, error: Exception, request_id: str) -> dict[str, object]:
-    """Returns the values of the error page. The page shows the message of the error, which is in English, but not that
-    of a server error."""
+    """Returns the values of the error page. Only a page with a status below 500 shows the message of the error."""
     title, explanation = _ERROR_TEXTS.get(status) or _ERROR_TEXTS[500 if status >= 500 else 400]
     message = ""
     if status < 500:
@@ -392,7 +391,7 @@ def _error_values(status: int, error: Exception, request_id: str) -> dict[str, o
 
 
 def _values_without_visitor(status: int) -> dict[str, object]:
-    """Returns all values of an error page that is the same for all visitors with the same language."""
+    """Returns the values of an error page, with the values for the layout, that do not depend on the visitor."""
     title, explanation = _ERROR_TEXTS[status]
     layout = {"account": None, "is_admin": False, "is_registry_open": False, "is_session_over": False, "here": "/ui/"}
     texts = {"status": status, "title": title, "explanation": explanation, "message": "", "request_id": ""}

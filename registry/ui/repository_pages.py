@@ -1,5 +1,5 @@
-"""The pages *Repositories* and *Repository*: the list of repositories, and the tags of one. A path with a tag
-or a digest leads to the page of that image (`registry.ui.image_page`)."""
+"""The page *Repositories*, which lists repositories, and the page *Repository*, which lists the tags of a repository. A
+path with a tag or a digest shows the page of an image (`registry.ui.image_page`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from storage.tag_removal import MAX_REMOVED_TAGS
 
 REPOSITORIES_PATH: Final = "/ui/repositories"
 TAGS_ON_A_PAGE: Final = 25
-"""How many tags a page shows. The number is small, because the page may read a manifest and a config for each tag."""
+"""Largest number of tags on a page. It is small, because a page may read a manifest and a config for each tag."""
 _MAX_FILTER_CHARACTERS: Final = 255
 _ORDERS: Final = {
     TagOrder.NAME: translatable("Name"),
@@ -44,17 +44,17 @@ _ORDERS: Final = {
     TagOrder.PUSHED: translatable("Last push"),
     TagOrder.SIZE: translatable("Size"),
 }
-"""The names of the orders in which tags can be listed."""
+"""The name of each order of tags, as a page shows it."""
 
-# A *slot* is the permit to render a page. A `SlotlessRoute` runs its handler without a slot. The handler reads the
-# content of the page, then acquires a slot (`page_slot`) and renders the page.
+# A `SlotlessRoute` runs its handler without a *slot* (the permit to render a page). The handler reads the content of
+# the page, then acquires a slot (`page_slot`) and renders the page.
 router = APIRouter(prefix=REPOSITORIES_PATH, route_class=SlotlessRoute, include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)
 class SortLink:
-    """A link that sorts the tags. `sort`: the value of the parameter `sort` of the query. `text`: the name of the
-    order. `is_current`: whether the page has this order."""
+    """A link that sorts the tags. `sort`: the query parameter `sort` of the link. `text`: the name of the order.
+    `is_current`: whether the tags are now sorted by this name, size or time."""
 
     sort: str
     text: str
@@ -67,7 +67,9 @@ async def repositories(request: Request) -> Response:
 
     - `in`: the name of an upstream. Without this parameter, the hosted repositories are listed.
     - `q`: a prefix of the names to list.
-    - `after`: the cursor of a page."""
+    - `after`: the cursor from the link on the previous page.
+
+    Raises NameUnknown, RequestInvalid."""
     components, query = _components(request), query_of(request)
     upstreams = visible_upstreams(components, caller_of(request).principal.listable_names)
     upstream = query.one("in") or None
@@ -92,19 +94,20 @@ async def repositories(request: Request) -> Response:
 
 @router.get("/{path:path}")
 async def repository(request: Request, path: str) -> Response:
-    """If the path has a tag or a digest, shows the image or artifact (`registry.ui.image_page`). If not, shows the
+    """If the path has a tag or a digest, shows the image or artifact (`registry.ui.image_page`). Otherwise, shows the
     description and the tags of the repository. The query can have these parameters for the tags:
 
-    - `q`: a text that the names of the tags contain.
-    - `sort`: an order of tags, with `-` in front for the reverse order.
-    - `after`: the cursor of a page.
+    - `q`: lists only tags whose names contain this text.
+    - `sort`: a value of `TagOrder`. `-` in front of the value reverses the order.
+    - `after`: the cursor from the link on the previous page.
 
     A mirrored repository can have a short name: `ubuntu` can mean the stored name `docker.io/library/ubuntu`. If the
-    path has a short name, redirects to the stored name. Raises Unauthorized, NameUnknown, ManifestUnknown."""
+    path has a short name, redirects to the stored name. Raises Unauthorized, NameUnknown, ManifestUnknown,
+    RequestInvalid."""
     name, reference = parse_path(path)
     stored_name = await require_readable(caller_of(request), name)
     if stored_name != name:
-        # Checks that the repository exists: if not, `tags` raises NameUnknown with the name that the visitor requested.
+        # Raises NameUnknown, with the name that the visitor requested, if the repository does not exist.
         await _components(request).content.tags(name, None, 1)
         parameters = ("q", "sort", "after") if reference is None else ("platform",)
         return redirect_with_query(request, f"{REPOSITORIES_PATH}/{path_of(stored_name, reference)}", *parameters)
@@ -131,8 +134,7 @@ async def _tags_page(request: Request, name: RepositoryName, description: Descri
             upstream=_components(request).naming.upstream_of(name),
             rows=page.items,
             next_after=page.next,
-            # False if the visitor asked for the order by size, but there are too many tags or manifests for this order.
-            # The tags are then sorted by name.
+            # False: the repository has too many tags or manifests for the order by size, so `rows` is sorted by name.
             has_requested_order=page.order == tag_query.order,
             text=text,
             sort=sort,
@@ -152,14 +154,13 @@ def _tag_query(text: str, sort: str) -> TagQuery:
     try:
         order = TagOrder(sort.removeprefix("-"))
     except ValueError:
-        raise RequestInvalid("tags cannot be sorted by this") from None
+        raise RequestInvalid("`sort` is not an order of tags") from None
     return TagQuery(text, order, is_descending=sort.startswith("-"))
 
 
 def _sort_links(tag_query: TagQuery) -> Iterator[SortLink]:
-    """Yields a link for each order. The link of the current order reverses the order. Of the other links, the link for
-    names sorts in ascending order; the links for versions, times of the last push and sizes sort in descending
-    order."""
+    """Yields a link for each order. The link of the current order reverses the order. Each other link sorts in
+    descending order, except the link for names, which sorts in ascending order."""
     for order, text in _ORDERS.items():
         is_current = order is tag_query.order
         is_descending = not tag_query.is_descending if is_current else order is not TagOrder.NAME

@@ -94,9 +94,9 @@ async def search(request: Request) -> Response:
         searcher = caller.searcher
         searched_kinds = [kind] if kind else KINDS
         lists = [await _find_hits(searches, searcher, text, searched, offset) for searched in searched_kinds]
-    # While the visitor types, the script htmx requests only the results (`is_partial`). A redirect would interrupt the
-    # visitor.
-    may_redirect = not visit_of(request).is_partial and kind is None
+    # While the visitor types, the script htmx requests only the results (`is_from_htmx`). A redirect would interrupt
+    # the visitor.
+    may_redirect = not visit_of(request).is_from_htmx and kind is None
     if may_redirect and (path := _redirect_path(text, target, lists)) is not None:
         return redirect(path)
     async with page_slot(request):

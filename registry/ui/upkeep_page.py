@@ -1,5 +1,5 @@
-"""The page *Upkeep*, for admins. It shows jobs, cache limits and quotas, retention with a preview, garbage collection,
-scrub (the check of stored content for damage) and backups. It has forms that start this work."""
+"""The page *Upkeep*, for admins. It shows jobs, the cache, quotas, retention, garbage collection, scrub (the check of
+stored content for damage) and backups. Its forms start jobs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SHOWN_BACKUPS: Final = 20
 SHOWN_DAMAGED: Final = 20
 PREVIEWED_TAGS: Final = 100
 PREVIEWED_REPOSITORIES: Final = 50
-"""The most items of each kind that a page shows."""
+"""These six numbers limit the length of the lists on the pages."""
 
 
 class UpkeepFormRoute(FormRoute):
@@ -61,9 +61,8 @@ class UpkeepFormRoute(FormRoute):
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _slotless_routes = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 _forms = APIRouter(route_class=UpkeepFormRoute, include_in_schema=False)
-"""The handlers of `_slotless_routes` wait until the store has planned what retention would delete. The handlers of
-`_forms` wait until a form has arrived. Both run without a *slot* (the permit to render a page), and acquire one
-themselves before they render a page (`page_slot`)."""
+"""The handlers of `_slotless_routes` and `_forms` wait for slow work or for a form. So they run without a *slot* (the
+permit to render a page), and acquire a slot before they render a page (`page_slot`)."""
 
 
 async def _start_dry_collection(caller: Caller) -> JobResponse:
@@ -80,12 +79,12 @@ JOB_STARTERS: Final[dict[str, Callable[[Caller], Awaitable[JobResponse]]]] = {
     "retention": apply_retention,
     "evict": lambda caller: evict_from_cache(caller, EvictionRequest()),
 }
-"""The functions that start jobs. The field `kind` of the form is one of the keys."""
-QUESTIONS: Final = {
+"""The function that starts a job, by the field `kind` of the form."""
+CONFIRMATION_QUESTIONS: Final = {
     "retention": translatable("Delete all tags that no rule keeps?"),
     "evict": translatable("Delete images from the cache until it is within its limits?"),
 }
-"""The questions that the visitor has to confirm before a job deletes tags or cached images, by the kind of the job."""
+"""The question that the visitor has to confirm before such a job starts, by the field `kind` of the form."""
 
 
 @router.get(UPKEEP_PATH)
@@ -96,14 +95,14 @@ async def upkeep(request: Request) -> Response:
 
 @router.get(JOBS_PATH)
 async def jobs(request: Request) -> Response:
-    """Lists the jobs, newest first. The query can have `kind`, the kind of the listed jobs, and `after`, the number of
-    the last job on the previous page. Raises Unauthorized, Denied, RequestInvalid."""
+    """Lists the jobs, newest first. The query can have two parameters. `kind`: lists only jobs of this kind. `after`:
+    the number of the last job on the previous page. Raises Unauthorized, Denied, RequestInvalid."""
     caller, query = await admin_of(request), query_of(request)
     kind = query.one("kind") or None
     if kind is not None and kind not in JOB_KINDS:
-        raise RequestInvalid("there are no jobs of this kind")
-    # FastAPI limits the length of `after` only in requests to the API, so this handler cuts a longer text. The number
-    # of a job has at most 18 digits (`registry.http.query.MAX_NUMBER`).
+        raise RequestInvalid("there is no such kind of job")
+    # Only the API limits the length of `after`. The number of a job has at most 18 digits
+    # (`registry.http.query.MAX_NUMBER`).
     page = await list_jobs(caller, kind, (query.one("after") or "")[:18] or None, JOBS_ON_A_PAGE)
     return await page_response(
         request,
@@ -118,7 +117,8 @@ async def jobs(request: Request) -> Response:
 
 @router.get(NEWEST_JOBS_PATH)
 async def newest_jobs(request: Request) -> Response:
-    """Returns the list of the newest jobs, for a page that reloads it repeatedly. Raises Unauthorized, Denied."""
+    """Shows only the newest jobs. The page *Upkeep* reloads them from here while a job runs. Raises Unauthorized,
+    Denied."""
     caller = await admin_of(request)
     newest = (await list_jobs(caller, None, None, SHOWN_JOBS)).items
     return await page_response(request, "newest_jobs.html", section="upkeep", jobs=newest, **_job_values())
@@ -126,9 +126,12 @@ async def newest_jobs(request: Request) -> Response:
 
 @_slotless_routes.get(RETENTION_PATH)
 async def retention(request: Request) -> Response:
-    """Shows a preview of what the retention rules would delete. The query can have two parameters: `repository` lists
-    the tags of this repository, and without it, the page lists repositories; `after` is the last repository or tag of
-    the previous page. Raises Unauthorized, Denied."""
+    """Shows a preview of what the retention rules would delete. The query can have two parameters:
+
+    - `repository`: the page lists the tags of this repository. Without this parameter, the page lists repositories.
+    - `after`: the last tag or repository on the previous page.
+
+    Raises Unauthorized, Denied."""
     caller, query = await admin_of(request), query_of(request)
     name = (query.one("repository") or "").strip()[:MAX_NAME_LENGTH]
     after = (query.one("after") or "")[:MAX_NAME_LENGTH] or None
@@ -150,23 +153,23 @@ async def retention(request: Request) -> Response:
             preview=preview,
             repositories=repositories,
             problem=problem,
-            rules=_rules(caller),
+            rules=_rules_as_texts(caller),
             now=datetime.now(UTC),
         )
 
 
 @_forms.post(START_PATH)
 async def start_job(request: Request) -> Response:
-    """Starts a job, and redirects to the page with its progress. The field `kind` is a key of `JOB_STARTERS`. If
-    `QUESTIONS` has a question for the job and the form has no field `sure`, only asks the question. Raises
-    Unauthorized, Denied, RequestInvalid."""
+    """Starts a job, and redirects to the list of jobs. The field `kind` is a key of `JOB_STARTERS`. If the job has a
+    question in `CONFIRMATION_QUESTIONS`, the form must have the field `sure`. Without this field, shows the question
+    and starts nothing. Raises Unauthorized, Denied, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     kind = form.one("kind") or ""
     if kind not in JOB_STARTERS:
-        raise RequestInvalid("this cannot be started")
-    if kind in QUESTIONS and not form.one("sure"):
+        raise RequestInvalid("there is no such kind of job")
+    if kind in CONFIRMATION_QUESTIONS and not form.one("sure"):
         async with page_slot(request):
-            values: dict[str, Any] = {"kind": kind, "question": QUESTIONS[kind], "title": JOB_KINDS[kind]}
+            values: dict[str, Any] = {"kind": kind, "question": CONFIRMATION_QUESTIONS[kind], "title": JOB_KINDS[kind]}
             return await page_response(request, "upkeep_question.html", section="upkeep", here=UPKEEP_PATH, **values)
     try:
         await JOB_STARTERS[kind](caller)
@@ -177,9 +180,9 @@ async def start_job(request: Request) -> Response:
 
 
 async def _upkeep_page(request: Request, caller: Caller, problem: RegistryError | None = None) -> Response:
-    """Returns the page *Upkeep*. `problem`: why the job that a form named was not started; None: no form was sent."""
+    """Returns the page *Upkeep*. `problem`: the error that kept a job from starting; None: there was no such error."""
     settings = caller.upkeep.settings
-    backups, backup_problem = await _backups(caller)
+    backups, backup_problem = await _read_backups(caller)
     damaged = await list_damaged(caller, None, SHOWN_DAMAGED)
     return await page_response(
         request,
@@ -191,13 +194,13 @@ async def _upkeep_page(request: Request, caller: Caller, problem: RegistryError 
         jobs=(await list_jobs(caller, None, None, SHOWN_JOBS)).items,
         cache=await read_cache(caller),
         quotas=await list_quotas(caller),
-        rules=_rules(caller),
+        rules=_rules_as_texts(caller),
         retention_every=_duration_text(0.0 if settings.read_only else settings.upkeep.retention_every),
         collected=await _last_job(caller, "gc"),
         checked=await _last_job(caller, "fsck"),
         gc_every=_duration_text(0.0 if settings.read_only else settings.gc.interval),
         gc_grace=format_duration(settings.gc.grace),
-        questions=QUESTIONS,
+        questions=CONFIRMATION_QUESTIONS,
         scrub=await show_scrub(caller),
         scrub_every=_duration_text(settings.scrub.every),
         damaged=damaged.items,
@@ -209,9 +212,9 @@ async def _upkeep_page(request: Request, caller: Caller, problem: RegistryError 
     )
 
 
-async def _backups(caller: Caller) -> tuple[list[BackupResponse], str | None]:
-    """Returns the newest backups, and None or the reason why they cannot be read. If the settings have no target for
-    backups, returns no backups, and None."""
+async def _read_backups(caller: Caller) -> tuple[list[BackupResponse], str | None]:
+    """Returns the newest backups and None. If the backups cannot be read, returns an empty list and the reason. If the
+    settings have no target for backups, returns an empty list and None."""
     try:
         return (await list_backups(caller)).items[:SHOWN_BACKUPS], None
     except BackupTargetUnknown:
@@ -226,10 +229,9 @@ async def _last_job(caller: Caller, kind: str) -> JobResponse | None:
     return newest[0] if newest else None
 
 
-def _rules(caller: Caller) -> list[dict[str, Any]]:
-    """Returns the rules of retention, with their durations as texts. In the settings, 0 means that
-    `keep_pushed_within` or `keep_pulled_within` is not set; its text is then empty. None means that
-    `delete_untagged_after` is not set, and stays None; 0 is a duration."""
+def _rules_as_texts(caller: Caller) -> list[dict[str, Any]]:
+    """Returns the retention rules, with durations as texts. If `keep_pushed_within` or `keep_pulled_within` is not set
+    (0), its text is empty. If `delete_untagged_after` is not set, it is None; here, 0 is a duration."""
     return [
         {
             "repositories": rule.repositories,

@@ -50,7 +50,7 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
         options = CheckOptions(
             repair=bool(context.job.arguments.get("repair", False)),
             hash_bytes=bool(context.job.arguments.get("hash", False)),
-            quarantine_bytes=settings.scrub.quarantine_max,
+            max_quarantine_bytes=settings.scrub.quarantine_max,
             is_mirrored=lambda name: name.startswith(mirrored),
         )
         check_report = await store.checker.check(options, on_problem, on_progress)

@@ -1,6 +1,6 @@
-"""Runs scrub jobs, for servers and for the command `entrepot scrub` (`scrub_work`). A scrub job reads all stored
-content again to find damage. One complete reading is a *round*. `scrub_on_schedule` decides when a server starts a
-scrub job."""
+"""Runs scrub jobs (`scrub_work`), and starts them on a schedule (`scrub_on_schedule`). A scrub job reads all stored
+content to find damage. A *round* is one pass over all content. If a job stops or fails, the next job continues the
+round."""
 
 from __future__ import annotations
 
@@ -22,30 +22,29 @@ from storage.upkeep.read_rate import ReadRate
 from storage.upkeep.scrubber import SCRUB_KIND, OnScrubbed, Scrubber, ignore_scrubbed
 
 CHECK_SECONDS: Final = 300.0
-"""Each server process checks at this interval, in seconds, whether a round is due."""
+"""Longest interval in seconds between two checks of one server process whether a round is due."""
 CONTINUE_SECONDS: Final = 86400.0
-"""A round that a user has stopped, or that has failed, continues after this time in seconds, or after the setting
-`every` if that time is shorter."""
+"""Longest time in seconds between the last progress of an unfinished round and its continuation by the schedule."""
 SCHEDULE_SLOT: Final = "scrub schedule"
-"""Name of the slot that a process holds while it checks whether a round is due. Only one process at a time can hold
-it."""
+"""Name of the *slot* (a permit that all processes share) that a process holds while it checks whether a round is
+due."""
 SCHEDULE_ACTOR: Final = "schedule"
-"""The actor of a job that a server has started by itself."""
+"""The actor of the jobs that a server starts on schedule."""
 log = logging.getLogger("registry.upkeep.scrub")
 
 
 def scrub_arguments(rate: int | None, *, keep_going: bool) -> dict[str, JSON]:
-    """Returns the arguments of a job. `rate`: bytes per second; None: the rate in the settings. `keep_going`: whether
-    the job continues after many damaged blobs in a row."""
+    """Returns the arguments of a scrub job. `rate`: how many bytes to read per second; None: the rate in the settings.
+    `keep_going`: whether the job continues after many damaged blobs in a row."""
     return {"rate": rate, "keep_going": keep_going}
 
 
 def scrub_work(
     settings: ScrubSettings, store: StoredRegistry, router: Router, on_scrubbed: OnScrubbed = ignore_scrubbed
 ) -> Work:
-    """Returns the function that runs a job. The job completes the current round; if there is none, it starts and
-    completes a new one. It also fetches those damaged blobs again that a mirror of `router` can download. `on_scrubbed`
-    counts the bytes that are read."""
+    """Returns the function that runs a scrub job. The job completes the unfinished round or, if all rounds are
+    complete, a new round. It also fetches damaged blobs of mirrored repositories again, with the mirrors of `router`.
+    `on_scrubbed`: called with the number of bytes after each read."""
 
     async def work(context: JobContext) -> JSON:
         arguments: Mapping[str, JSON] = context.job.arguments
@@ -73,15 +72,15 @@ def scrub_work(
 
 
 async def is_due(damage: DamageRecords, every: float, now: float) -> bool:
-    """Returns whether a round should start or continue at the time `now`:
+    """Returns whether a round should start or continue at the time `now`, in seconds since 1970. The interval is
+    `every` seconds, and begins:
 
-    - The first round starts when the oldest blob is `every` seconds old, because younger blobs need no check yet.
-    - A round that has not ended continues `CONTINUE_SECONDS` after its last progress, or after `every` seconds if that
-      time is shorter.
-    - Otherwise, a round starts `every` seconds after the end of the last round.
+    - At the creation of the oldest blob, if there was no round yet. Without blobs, no round is due.
+    - At the last progress of the newest round, if this round has not ended. The interval is then at most
+      `CONTINUE_SECONDS`.
+    - At the end of the newest round, if this round has ended.
 
-    If one of these intervals begins in the future, because the clock was set back (`storage.future_times`), it counts
-    as over."""
+    A beginning in the future means that the clock was set back (`storage.future_times`). A round is then due."""
     newest_rounds = await damage.rounds(1)
     if not newest_rounds:
         oldest = await damage.oldest_blob_created_at()
@@ -95,9 +94,9 @@ def _has_passed(seconds: float, since: float, now: float) -> bool:
     return now - since >= seconds or is_future(since, now)
 
 
-async def start_if_due(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> Job | None:
-    """Queues a scrub job and returns it, if a round is due and no scrub job is queued or running. Otherwise returns
-    None. The caller must hold `SCHEDULE_SLOT`."""
+async def queue_scrub_if_due(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> Job | None:
+    """If a round is due and no scrub job is queued or running, queues a scrub job and returns it. Otherwise returns
+    None. The caller must hold the slot `SCHEDULE_SLOT`."""
     if await store.jobs.active(SCRUB_KIND) or not await is_due(store.damage, settings.every, clock()):
         return None
     return await store.jobs.add(
@@ -106,12 +105,12 @@ async def start_if_due(settings: ScrubSettings, store: StoredRegistry, clock: Ca
 
 
 async def scrub_on_schedule(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> None:
-    """Until the task is cancelled, queues a scrub job whenever a round is due and no scrub job is queued or running.
-    Every server process calls this function, but only one of them queues the job. After an error, logs it and
+    """Queues a scrub job whenever a round is due and no scrub job is queued or running. Runs until the task is
+    cancelled. Every server process calls this function, but only one of the processes queues the job. Logs errors and
     continues. `clock` returns seconds since 1970."""
 
     async def queue_if_due() -> None:
-        if (job := await start_if_due(settings, store, clock)) is not None:
+        if (job := await queue_scrub_if_due(settings, store, clock)) is not None:
             log.info("job %d reads all stored content again (scrub)", job.id)
 
     interval = min(CHECK_SECONDS, settings.every)

@@ -1,16 +1,14 @@
 """Checks a whole store while other processes use it (`Checker`). Checks that the metadata is consistent, that the bytes
 of each blob are stored, and that all stored bytes belong to a blob.
 
-The store changes during the check. So a problem that the first check finds is only a candidate, and a second check
-confirms or rejects it. The second check of a blob holds the lock of the blob's digest. A push holds this lock while it
-stores the bytes and then the blob's row in the metadata store. The garbage collector holds the lock while it deletes
-the row and then the bytes. So while the second check holds the lock, the bytes and the row must agree.
+The store changes during the check, so a second check must confirm each problem. The second check of a blob holds the
+lock of the blob's digest. Pushes and garbage collection hold the same lock while they change the blob's bytes and its
+row in the metadata store.
 
-Content that is known to be damaged does not count as a problem: it is recorded as damaged, it is not served, and a push
-stores the right bytes again. A repair takes a damaged blob *out of use*: it records the damage and moves the bytes to
-the *quarantine*, which keeps damaged bytes (module `storage.upkeep.quarantine`). A check that has taken too many
-consecutive blobs out of use stops (`DamageBrake`), because the disk itself may be at fault. Scrub, the job that hashes
-all content, stops for the same reason.
+A repair takes a damaged blob *out of use*: it records the damage, and moves the bytes to the *quarantine*, which keeps
+damaged bytes (`storage.upkeep.quarantine`). The registry does not serve such a blob until a push stores the right bytes
+again. The next check does not report a recorded damage as a problem. Too many consecutive blobs that are taken out of
+use end the check with an error (`DamageBrake`), because the disk itself may be at fault.
 """
 
 from __future__ import annotations
@@ -30,15 +28,15 @@ from storage.upkeep.collector import MIN_STRAY_AGE_SECONDS
 from storage.upkeep.quarantine import MISSING, DamageBrake, FoundDamage, Quarantine
 
 BATCH_SIZE: Final = 500
-"""Number of blobs that one call reads from a store or looks up in it."""
+"""Largest number of blobs for one call of the metadata store or blob store."""
 MISSING_CONTENT_CODES: Final = frozenset({ProblemCode.MANIFEST_BLOB_MISSING, ProblemCode.INDEX_CHILD_MISSING})
-"""Problems that do not count in a mirrored repository, because the mirror fetches content when a client requests it."""
+"""Problems that are not reported for a mirrored repository, because the mirror fetches missing content on request."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfirmedProblem:
-    """A confirmed problem. `repair`: a text for people that says how the problem was repaired; None if it was not
-    repaired."""
+    """A problem that the second check has confirmed. `repair`: tells people how the problem was repaired; None: it was
+    not repaired."""
 
     problem: Problem
     repair: str | None
@@ -47,7 +45,7 @@ class ConfirmedProblem:
 @dataclass(slots=True)
 class CheckReport:
     """The result of a check. `found`: number of problems of each kind. `repaired`: number of repaired problems.
-    `damaged`: number of blobs and manifests that are recorded as damaged. They do not count as problems."""
+    `damaged`: number of blobs and manifests that are recorded as damaged after the check."""
 
     found: dict[ProblemCode, int] = field(default_factory=dict)
     repaired: int = 0
@@ -65,23 +63,21 @@ class CheckOptions:
 
     - `repair`: whether to repair the problems that can be repaired without a loss of content.
     - `hash_bytes`: whether to read the stored bytes of each blob and compare them with its digest.
-    - `quarantine_bytes`: how many damaged bytes the quarantine may have after a check with `repair`; None: no
-      limit. The check shrinks the quarantine to this limit at the end. During the check, it also does so each time it
-      has added more than an eighth of the limit to the quarantine.
+    - `max_quarantine_bytes`: largest size of the quarantine after a check with `repair`; None: no limit.
     - `is_mirrored`: returns whether a repository is mirrored. A mirrored repository may lack content to which its
       manifests refer."""
 
     repair: bool = False
     hash_bytes: bool = False
-    quarantine_bytes: int | None = None
+    max_quarantine_bytes: int | None = None
     is_mirrored: Callable[[str], bool] = lambda name: False
 
 
 OnProblem = Callable[[ConfirmedProblem], Awaitable[None]]
-"""Called with each problem that the check found. An error that it raises ends the check."""
+"""Called with each confirmed problem. If the function raises an error, the check ends with this error."""
 OnProgress = Callable[[int, int, str], Awaitable[None]]
 """Called with the number of checked rows, the approximate number of all rows, and a text that says what is being
-checked. An error that it raises ends the check."""
+checked. If the function raises an error, the check ends with this error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +95,8 @@ class Checker:
     async def check(self, options: CheckOptions, on_problem: OnProblem, on_progress: OnProgress) -> CheckReport:
         """Checks the whole store and returns a report. Calls `on_problem` for each problem. If the database file itself
         is damaged, checks nothing else. Raises StorageFull. Raises StorageFailed if the store fails, or if the check
-        has taken too many consecutive blobs out of use (`DamageBrake`). Repairs that were made before an error or a
-        cancellation are not undone."""
+        has taken too many consecutive blobs out of use (`DamageBrake`). An error or a cancellation does not undo
+        earlier repairs."""
         this_check = _Check(self, options, on_problem, on_progress)
         await this_check.run()
         return this_check.report
@@ -143,18 +139,17 @@ class _Check:
         self.report.damaged = await self._damage.damaged_count()
 
     async def _check_database(self, *, may_repair: bool) -> bool:
-        """Checks the database itself. Returns whether it is damaged outside the search index. With `may_repair`,
-        repairs the search index if nothing else is damaged."""
+        """Checks the database file. Returns whether any part except the search index is damaged. With `may_repair`,
+        repairs the search index if no other part is damaged."""
         problems = await self._consistency.check_database()
         is_damaged = any(problem.code is ProblemCode.DATABASE for problem in problems)
-        # The repair drops tables of the search index. In a damaged database, this could increase the damage.
+        # The repair drops the tables of the search index. If other parts are damaged, it could increase the damage.
         may_repair &= not is_damaged
         for problem in problems:
             repair = await self._consistency.repair(problem) if may_repair else None
             await self._note(problem, repair)
             if repair is not None:
-                # SQLite's check may have ended at the damage of the search index, before it read the other tables. The
-                # damage is repaired now, so a second check reads the other tables.
+                # The first check may have ended at the damage of the search index, before it read the other tables.
                 return await self._check_database(may_repair=False)
         return is_damaged
 
@@ -170,8 +165,8 @@ class _Check:
         await self._on_progress(self._done, self._total, message)
 
     async def _check_area(self, area: str) -> None:
-        """Checks an area (a part) of the metadata: one of `Consistency.areas`. With the option `repair`, also repairs
-        it."""
+        """Checks one of the areas of the metadata (`Consistency.areas`). With the option `repair`, also repairs the
+        problems."""
         last_key: Key | None = None
         while True:
             page = await self._consistency.check(area, last_key)
@@ -188,11 +183,12 @@ class _Check:
                 return
 
     async def _check_blobs(self) -> None:
-        """Checks that the blob store has the bytes of each blob."""
+        """Checks that the blob store has the bytes of each blob. With the option `hash_bytes`, also checks that the
+        bytes have the blob's digest."""
         last_id = 0
         while records := await self._consistency.list_blobs(last_id, BATCH_SIZE):
             last_id = records[-1].id
-            # A blob that is recorded as damaged has no place (key of the bytes), and is left out.
+            # The `place` of a blob is the key of its bytes. It is empty if the blob is recorded as damaged.
             usable_records = [record for record in records if record.place]
             sizes = await self._blobs.stored_sizes([record.place for record in usable_records])
             for record, size in zip(usable_records, sizes, strict=True):
@@ -215,7 +211,7 @@ class _Check:
             if record is None or not record.place:
                 return False
             [size] = await self._blobs.stored_sizes([record.place])
-            # If the bytes have become unreadable since the first check, the next check of the store reports this.
+            # The next check of the store reports bytes that have become unreadable since the first check.
             if size in (record.size, UNREADABLE):
                 return False
             version = await self._blobs.version(record.place) if self._options.repair else None
@@ -258,9 +254,11 @@ class _Check:
             )
 
     async def _check_bytes(self, blob: StoredBlob) -> bool:
-        """Compares the bytes of a blob with its digest. If the bytes are damaged, reports or repairs the damage. If
-        this process has no permission to read the bytes, reports this and repairs nothing, because the bytes may be
-        right. Returns whether it took the blob out of use."""
+        """Compares the bytes of a blob with its digest. Returns whether it took the blob out of use.
+
+        - If the bytes are damaged, reports or repairs the damage.
+        - If this process has no permission to read the bytes, reports a problem but repairs nothing, because the bytes
+          may be right."""
         try:
             damage = await self._quarantine.find_damage(blob, self._report_read, self._report_read)
         except BytesForbidden as error:
@@ -284,28 +282,27 @@ class _Check:
 
     async def _take_out(self, problem: Problem, damage: FoundDamage, size: int) -> bool:
         """Takes a damaged blob out of use, unless its bytes were removed or replaced after they were read. `size`: the
-        number of stored damaged bytes. Returns whether it took the blob out of use."""
+        number of damaged bytes. Returns whether it took the blob out of use."""
         if not await self._quarantine.take_out(damage):
             return False
         await self._note(
-            problem, "recorded it as damaged: it is not served any more, and the next push stores it again"
+            problem, "recorded the blob as damaged; the registry does not serve it until a push stores it again"
         )
         self._new_quarantine_bytes += size
-        limit = self._options.quarantine_bytes
-        # `_shrink_quarantine` lists the quarantine. The list takes long if the quarantine is full, so the quarantine is
-        # not shrunk after each blob.
-        if limit is not None and self._new_quarantine_bytes * 8 > limit:
+        max_bytes = self._options.max_quarantine_bytes
+        # To shrink the quarantine after each blob would take long, because each call lists the whole quarantine.
+        if max_bytes is not None and self._new_quarantine_bytes * 8 > max_bytes:
             await self._shrink_quarantine()
         return True
 
     async def _shrink_quarantine(self) -> None:
-        if self._options.quarantine_bytes is not None:
-            await self._quarantine.shrink(self._options.quarantine_bytes)
+        if self._options.max_quarantine_bytes is not None:
+            await self._quarantine.shrink(self._options.max_quarantine_bytes)
         self._new_quarantine_bytes = 0
 
     async def _report_read(self, count: int) -> None:
-        """Reports progress while the bytes of a large blob are read, so that the check can be stopped during the
-        read."""
+        """Reports progress while bytes are read. `on_progress` can then end the check during the read of a large
+        blob."""
         await self._advance(0, "hashing blobs")
 
     async def _check_shard(self, shard: int) -> None:
@@ -334,7 +331,7 @@ class _Check:
             if stray.digest in await self._metadata.known_blobs([stray.digest]):
                 return
             [size] = await self._blobs.stored_sizes([stray.place])
-            if size is None or (stray.size == UNREADABLE and size != UNREADABLE):  # the stray has changed just now
+            if size is None or (stray.size == UNREADABLE and size != UNREADABLE):  # the stray has changed
                 return
             repair = None
             if self._options.repair and size != UNREADABLE:
@@ -348,5 +345,5 @@ class _Check:
 
 
 def _stored_blob(record: BlobRecord) -> StoredBlob:
-    """Returns the blob of a record in the form that the class `Quarantine` takes."""
+    """Converts a record for the methods of `Quarantine`."""
     return StoredBlob(record.id, record.digest, record.size, record.place)

@@ -1,4 +1,4 @@
-"""Moves, restores and deletes tags for people (`TagChanges`)."""
+"""Moves, restores and deletes tags at the request of a user (`TagChanger`)."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from storage.tag_history import TagHistory, TagMove
 from storage.tag_rules import ImmutableTags
 
 
-class TagChanges:
-    """Changes tags of repositories that are not mirrored. A deleted manifest can be put back until garbage collection
-    removes it.
+class TagChanger:
+    """Changes tags of repositories that are not mirrored. A deleted manifest can be *put back* into its repository
+    until garbage collection removes the manifest.
 
-    `by` is the actor that the history names. `force` changes even an immutable tag; the audit log then records this.
+    `by`: the actor whom the history names. `force`: whether to change the tag even if it is immutable. The audit log
+    records a forced change. All methods raise:
 
-    All methods raise NameUnknown if nothing was ever pushed to the repository. They raise Denied if the tag is
-    immutable and `force` is false. They raise StorageFull, StorageFailed."""
+    - NameUnknown: nothing was ever pushed to the repository.
+    - Denied: the tag is immutable and `force` is false.
+    - StorageFull, StorageFailed."""
 
     def __init__(self, history: TagHistory, immutable_tags: ImmutableTags) -> None:
         self._history = history
         self._immutable_tags = immutable_tags
-        """The rules by which tags are immutable. `in_repository` returns the check for one repository."""
+        """The rules that make tags immutable. `in_repository` returns the check for one repository."""
 
     async def move(
         self, repo: RepositoryName, tag: Tag, target: Reference, *, by: Actor, force: bool = False
     ) -> TagMove:
-        """Points the tag at a manifest. `target`: the manifest's digest, or a tag that points at it. Creates the
-        tag if there is none. Puts the manifest back if it was deleted. Raises ManifestUnknown, ManifestBlobUnknown."""
+        """Points the tag at a manifest. Creates the tag if it does not exist. Puts the manifest back if it was deleted.
+        `target`: the manifest's digest, or a tag that points at the manifest. Raises ManifestUnknown,
+        ManifestBlobUnknown."""
         digest = target if isinstance(target, Digest) else await self._history.current(repo, target)
         if digest is None:
             raise ManifestUnknown(f"{repo} has no tag {target}")
@@ -47,13 +50,16 @@ class TagChanges:
     ) -> TagMove:
         """Points the tag at another manifest, usually an earlier one. Puts the manifest back if it was deleted.
 
-        `to`: the digest of any manifest of the repository; the tag need not have pointed at it. `at`: a time in seconds
-        since 1970; takes the manifest that the tag pointed at then. Without `to` and `at`, takes the last manifest
-        other than the current one.
+        - With `to`: the manifest with this digest. The tag need not have pointed at this manifest before.
+        - Without `to`, but with `at`: the manifest that the tag pointed at at this time, in seconds since 1970.
+        - Without both: the last manifest, other than the current one, that the tag pointed at.
 
-        Raises ManifestUnknown if the tag did not exist at the time `at`, if it never pointed at another manifest, or if
-        the store no longer has the manifest. Raises ManifestBlobUnknown if a part of the image is missing. Raises
-        PreconditionFailed if another client changed the tag during this call."""
+        Raises:
+
+        - ManifestUnknown: the store does not have the manifest. Or the tag did not exist at the time `at`. Or the tag
+          never pointed at another manifest.
+        - ManifestBlobUnknown: a part of the image is missing.
+        - PreconditionFailed: another client changed the tag during this call."""
         current = await self._history.current(repo, tag)
         if to is not None:
             digest: Digest | None = to

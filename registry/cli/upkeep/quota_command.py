@@ -27,18 +27,18 @@ def list_quotas(config: ConfigOption = None, data: DataOption = None, as_json: J
     from registry.admin.cache_models import QuotaResponse, has_quota
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
-    async def read(upkeep: UpkeepComponents) -> list[ScopeUsage]:
+    async def read_quotas(upkeep: UpkeepComponents) -> list[ScopeUsage]:
         return [usage for usage in await upkeep.store.usage.scopes() if has_quota(usage)]
 
-    quotas = [QuotaResponse.from_usage(usage) for usage in with_upkeep(config, data, read)]
+    quotas = [QuotaResponse.from_usage(usage) for usage in with_upkeep(config, data, read_quotas)]
     if as_json:
         print_json(quotas)
         return
     rows = [
         (
             quota.prefix or "(all)",
-            _of(human_size(quota.size), None if quota.max_size is None else human_size(quota.max_size)),
-            _of(str(quota.tags), None if quota.max_tags is None else str(quota.max_tags)),
+            _usage_text(human_size(quota.size), None if quota.max_size is None else human_size(quota.max_size)),
+            _usage_text(str(quota.tags), None if quota.max_tags is None else str(quota.max_tags)),
             "in effect" if quota.complete else "still counting",
         )
         for quota in quotas
@@ -46,6 +46,6 @@ def list_quotas(config: ConfigOption = None, data: DataOption = None, as_json: J
     print_rows(("prefix", "size", "tags", "state"), rows, "there is no [[quota]] in the settings of the server")
 
 
-def _of(used: str, limit: str | None) -> str:
+def _usage_text(used: str, limit: str | None) -> str:
     """Returns text such as `3 of 10`, or only `3` if there is no limit."""
     return used if limit is None else f"{used} of {limit}"

@@ -124,7 +124,7 @@ def restore(
     from registry.cli.data_owner import operator_actor
     from registry.cli.upkeep.upkeep_run import with_upkeep
     from storage.names import Digest
-    from storage.upkeep.tag_changes import TagChanges
+    from storage.upkeep.tag_changes import TagChanger
 
     repo, tag = _parse_tag_or_fail(reference)
     if to is not None and at is not None:
@@ -135,7 +135,7 @@ def restore(
 
     async def work(upkeep: UpkeepComponents) -> TagMove:
         hosted_repo = await upkeep.router.require_hosted(repo)
-        changer = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
+        changer = TagChanger(upkeep.store.tag_history, upkeep.store.immutable_tags)
         return await changer.restore(hosted_repo, tag, to=digest, at=unix_time, by=operator_actor(), force=force)
 
     _print_move(repo, with_upkeep(config, data, work), as_json)
@@ -163,7 +163,7 @@ def move(
     from registry.cli.data_owner import operator_actor
     from registry.cli.upkeep.upkeep_run import with_upkeep
     from storage.names import as_reference
-    from storage.upkeep.tag_changes import TagChanges
+    from storage.upkeep.tag_changes import TagChanger
 
     repo, tag = _parse_tag_or_fail(reference)
     with one_line_errors():
@@ -171,7 +171,7 @@ def move(
 
     async def work(upkeep: UpkeepComponents) -> TagMove:
         hosted_repo = await upkeep.router.require_hosted(repo)
-        changer = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
+        changer = TagChanger(upkeep.store.tag_history, upkeep.store.immutable_tags)
         return await changer.move(hosted_repo, tag, target_reference, by=operator_actor(), force=force)
 
     _print_move(repo, with_upkeep(config, data, work), as_json)
@@ -188,13 +188,13 @@ def delete(
     """Deletes the tag."""
     from registry.cli.data_owner import operator_actor
     from registry.cli.upkeep.upkeep_run import with_upkeep
-    from storage.upkeep.tag_changes import TagChanges
+    from storage.upkeep.tag_changes import TagChanger
 
     repo, tag = _parse_tag_or_fail(reference)
 
     async def work(upkeep: UpkeepComponents) -> None:
         hosted_repo = await upkeep.router.require_hosted(repo)
-        changer = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
+        changer = TagChanger(upkeep.store.tag_history, upkeep.store.immutable_tags)
         await changer.delete(hosted_repo, tag, by=operator_actor(), force=force)
 
     with_upkeep(config, data, work)

@@ -1,7 +1,7 @@
 """Shows which tags and manifests retention would delete now (`RetentionPreview`). Deletes nothing.
 
-An *orphan* is a manifest that has no tag, that no index of its repository lists, and whose subject, if it names one, is
-not in the repository (`storage.retention`).
+An *orphan* is a manifest without a tag that no index of its repository lists. If an orphan has the field `subject`, the
+manifest that this field names is not in the repository (`storage.retention`).
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.retention import MAX_PAGE_ROWS, LostTags, ManifestKey, Retention, UnusedSince
 
 MAX_JUDGED_TAGS: Final = 5000
-"""Approximate largest number of tags that are judged for a page of `RetentionPreview.repositories`, and for the totals
-of one repository (`RetentionPreview.totals`). Judging 5,000 tags takes about half a second."""
+"""`RetentionPreview.repositories` and `RetentionPreview.totals` stop after they have judged about this many tags.
+Judging 5,000 tags takes about half a second."""
 MAX_READ_MANIFESTS: Final = 5000
-"""Approximate largest number of manifests that are read to find the orphans for the totals of one repository."""
+"""Approximate largest number of manifests that `RetentionPreview.totals` reads to find orphans."""
 MAX_COUNTED_MANIFESTS: Final = 20_000
-"""Approximate largest number of manifests that the totals of one repository count as deleted. These include the
-children of deleted indexes. Counting 20,000 takes about a second."""
+"""Approximate largest number of manifests that `RetentionPreview.totals` counts as deleted, with the children of
+deleted indexes. Counting 20,000 manifests takes about a second."""
 MAX_PREVIEWS: Final = 2
-"""How many previews a process makes at a time."""
-_PREVIEWS: Final = Limits(
+"""Largest number of previews that a process makes at a time for visitors."""
+_PREVIEW_LIMITS: Final = Limits(
     max_running=MAX_PREVIEWS, max_running_per_visitor=1, max_pending=100, max_pending_per_visitor=10
 )
-"""The limits on previews that visitors request. While a preview reads from the metadata database, other long lookups in
-the database wait."""
+"""The limits on previews that visitors request. Other long lookups in the metadata database wait while a preview reads
+from the database."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewLine:
-    """The decision on one tag: keep or delete. If `tag` is None, the decision on one untagged manifest.
+    """The decision to keep or delete one tag or, if `tag` is None, one untagged manifest.
 
     - `rule`: the number of the rule that decides.
     - `pushed`, `pulled`: when the tag or manifest was last pushed and pulled, in seconds since 1970. `pulled` is None
@@ -58,13 +58,13 @@ class PreviewLine:
 
 @dataclass(slots=True)
 class PreviewSummary:
-    """The totals of a preview. In the numbers of bytes, each blob is counted once.
+    """The totals of a preview. The numbers of bytes count each blob once.
 
     - `bytes_freed`: the bytes that garbage collection frees after the rules have deleted the tags and manifests.
-    - `bytes_left`: the bytes that the images of deleted tags still occupy after this garbage collection. If a rule has
-      no `delete_untagged_after`, it deletes tags, but no manifests.
-    - `warnings`: patterns that apply to no repository.
-    - `complete`: False if the numbers are only those of the first tags and manifests."""
+    - `bytes_left`: the bytes of images that lose their tags but are not deleted, because their rule has no
+      `delete_untagged_after`. Leaves out bytes that count in `bytes_freed`.
+    - `warnings`: one text for each pattern that applies to no repository.
+    - `complete`: False if a limit ended the preview. The numbers then count only the first tags and manifests."""
 
     repositories: int = 0
     tags_kept: int = 0
@@ -76,9 +76,9 @@ class PreviewSummary:
     complete: bool = True
 
 
-class RepositoryPreview(NamedTuple):
-    """How many tags of a repository its rule would keep and delete. `is_complete`: False if only the first tags were
-    judged."""
+class PreviewedRepository(NamedTuple):
+    """A repository, and how many of its tags its rule would keep and delete. `is_complete`: False if only the first
+    tags were judged."""
 
     repository: RepositoryName
     rule: NumberedRule
@@ -88,14 +88,14 @@ class RepositoryPreview(NamedTuple):
 
 
 OnLine = Callable[[PreviewLine], None]
-"""Receives one line of the preview."""
+"""Called with each line of a preview."""
 
 
 @dataclass(slots=True)
 class _Findings:
-    """What one preview has found so far, and its limits.
+    """The limits of one preview, and what the preview has found so far.
 
-    - `on_line`: called with each line; None: no lines are needed.
+    - `on_line`: called with each line; None: nobody needs the lines.
     - `max_judged`: the approximate largest number of tags that are judged.
     - `max_read`: the approximate largest number of manifests that are read to find the orphans.
     - `max_counted`: the largest number of manifests in each of the two sets `deleted` and `kept_untagged`.
@@ -112,12 +112,12 @@ class _Findings:
 
 
 class RetentionPreview:
-    """Judges repositories as the job `retention` would. `clock` returns the time in seconds since 1970."""
+    """Shows what the job `retention` would delete. `clock` returns the time in seconds since 1970."""
 
     def __init__(self, judge: RetentionJudge, retention: Retention, clock: Callable[[], float]) -> None:
         self.judge = judge
-        self.slots = VisitorLimits(_PREVIEWS, "previews")
-        """The slots for previews that visitors request."""
+        self.slots = VisitorLimits(_PREVIEW_LIMITS, "previews")
+        """A preview for a visitor must hold one of these slots."""
         self._retention = retention
         self._clock = clock
 
@@ -126,22 +126,22 @@ class RetentionPreview:
         repository to preview; None: all repositories. Raises NameUnknown if no rule applies to `repo`."""
         findings = _Findings(on_line)
         if repo is not None:
-            await self._preview(repo, self.rule_of(repo), findings)
+            await self._preview_repository(repo, self.rule_of(repo), findings)
         else:
             unmatched = UnmatchedPatterns(self.judge.rules)
             async for listed_repo, rule in self.judge.repositories():
                 unmatched.on_repository(listed_repo, rule)
-                await self._preview(listed_repo, rule, findings)
+                await self._preview_repository(listed_repo, rule, findings)
             findings.summary.warnings = unmatched.warnings()
-        return await self._with_sizes(findings)
+        return await self._complete_summary(findings)
 
     async def totals(self, repo: RepositoryName) -> PreviewSummary:
         """Returns the totals of a preview of one repository. If `MAX_JUDGED_TAGS`, `MAX_READ_MANIFESTS` or
         `MAX_COUNTED_MANIFESTS` ends the preview early, the result is not `complete`. Raises NameUnknown if no rule
         applies to the repository."""
         findings = _Findings(None, MAX_JUDGED_TAGS, MAX_READ_MANIFESTS, MAX_COUNTED_MANIFESTS)
-        await self._preview(repo, self.rule_of(repo), findings)
-        return await self._with_sizes(findings)
+        await self._preview_repository(repo, self.rule_of(repo), findings)
+        return await self._complete_summary(findings)
 
     def rule_of(self, repo: RepositoryName) -> NumberedRule:
         """Returns the rule that applies to the repository. Raises NameUnknown if none does."""
@@ -150,7 +150,7 @@ class RetentionPreview:
             raise NameUnknown(f"no [[retention]] rule in the settings applies to {repo}, so all of it is kept")
         return rule
 
-    async def page(self, repo: RepositoryName, after: str | None, limit: int) -> list[PreviewLine]:
+    async def tag_lines(self, repo: RepositoryName, after: str | None, limit: int) -> list[PreviewLine]:
         """Returns the lines for at most `limit` tags of the repository that sort after `after`, in the order of their
         names. Raises NameUnknown if no rule applies to the repository."""
         rule = self.rule_of(repo)
@@ -159,34 +159,34 @@ class RetentionPreview:
                 return [_tag_line(repo, rule, judged) for judged in page]
         return []
 
-    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryPreview]:
-        """Returns how many tags the rules would keep and delete in each repository: at most `limit` repositories that
-        sort after `after` and to which a rule applies. For each repository, judges about `MAX_JUDGED_TAGS` tags at
-        most. When the total of judged tags has reached `MAX_JUDGED_TAGS`, the page ends."""
-        now, judged_tags, previews = self._clock(), 0, list[RepositoryPreview]()
+    async def repositories(self, after: str | None, limit: int) -> Page[PreviewedRepository]:
+        """Returns a page of the repositories to which a rule applies, each with its numbers of kept and deleted tags.
+        The page has at most `limit` repositories that sort after `after`. It ends early when `MAX_JUDGED_TAGS` tags are
+        judged. Of each repository, only about the first `MAX_JUDGED_TAGS` tags are judged."""
+        now, judged_tags, previews = self._clock(), 0, list[PreviewedRepository]()
         async with aclosing(self.judge.repositories(after)) as repositories:
             async for repo, rule in repositories:
                 if len(previews) == limit or judged_tags >= MAX_JUDGED_TAGS:
                     return Page(previews, True)
-                previews.append(await self._judged(repo, rule, now))
+                previews.append(await self._count_tags(repo, rule, now))
                 judged_tags += previews[-1].tags_kept + previews[-1].tags_deleted
         return Page(previews, False)
 
-    async def _judged(self, repo: RepositoryName, rule: NumberedRule, now: float) -> RepositoryPreview:
-        """Returns how many tags of one repository the rule would keep and delete. Judges about `MAX_JUDGED_TAGS` tags
-        at most."""
+    async def _count_tags(self, repo: RepositoryName, rule: NumberedRule, now: float) -> PreviewedRepository:
+        """Counts the tags of one repository that the rule would keep and delete. Judges only about the first
+        `MAX_JUDGED_TAGS` tags."""
         kept_tags = deleted_tags = 0
         async with aclosing(self.judge.tags(repo, rule.settings, now)) as pages:
             async for page in pages:
                 if kept_tags + deleted_tags >= MAX_JUDGED_TAGS:
-                    return RepositoryPreview(repo, rule, kept_tags, deleted_tags, False)
+                    return PreviewedRepository(repo, rule, kept_tags, deleted_tags, False)
                 kept_of_page = sum(decision.is_kept for _, decision in page)
                 kept_tags += kept_of_page
                 deleted_tags += len(page) - kept_of_page
-        return RepositoryPreview(repo, rule, kept_tags, deleted_tags, True)
+        return PreviewedRepository(repo, rule, kept_tags, deleted_tags, True)
 
-    async def _preview(self, repo: RepositoryName, rule: NumberedRule, findings: _Findings) -> None:
-        """Previews one repository."""
+    async def _preview_repository(self, repo: RepositoryName, rule: NumberedRule, findings: _Findings) -> None:
+        """Previews one repository, and adds the results to `findings`."""
         now = self._clock()
         summary, on_line = findings.summary, findings.on_line
         summary.repositories += 1
@@ -219,10 +219,10 @@ class RetentionPreview:
     async def _preview_untagged(
         self, repo: RepositoryName, rule: NumberedRule, since: UnusedSince, findings: _Findings
     ) -> None:
-        """Previews the orphans that the rule would delete: the orphans of the repository that have had no push, tag or
-        pull since the times in `since`."""
+        """Adds to `findings` the orphans that the rule would delete: those that were not pushed, tagged or pulled since
+        the times in `since`."""
         count_before, read_manifests, on_line = len(findings.deleted), 0, findings.on_line
-        lost_tags = LostTags()  # `Retention.unused_orphans` adds entries of the tag history that it has not read before
+        lost_tags = LostTags()  # collects what `Retention.unused_orphans` reads from the tag history
         after: Digest | None = None
         while True:
             page = await self._retention.unused_orphans(repo, since, after, lost_tags)
@@ -248,16 +248,16 @@ class RetentionPreview:
         orphans: set[ManifestKey],
         findings: _Findings,
     ) -> None:
-        """Adds to `orphans` the `manifests` that become orphans when `removed_tags` are deleted. Also adds the children
-        and referrers that become orphans when these manifests are deleted (`Retention.add_orphans`). Stops when
-        `orphans` has `max_counted` manifests."""
+        """Adds to `orphans` those `manifests` that become orphans when `removed_tags` are deleted. Also adds their
+        children and referrers that then become orphans (`Retention.add_orphans`). Stops when `orphans` has
+        `findings.max_counted` manifests."""
         if manifests and len(orphans) < findings.max_counted:
             await self._retention.add_orphans(repo, manifests, removed_tags, orphans, findings.max_counted)
             if len(orphans) >= findings.max_counted:
                 findings.summary.complete = False
 
-    async def _with_sizes(self, findings: _Findings) -> PreviewSummary:
-        """Returns the totals of the preview, with the numbers of bytes."""
+    async def _complete_summary(self, findings: _Findings) -> PreviewSummary:
+        """Adds the numbers of bytes to the summary, and returns it."""
         summary, deleted, kept_untagged = findings.summary, findings.deleted, findings.kept_untagged
         summary.bytes_freed = await self._retention.freed_bytes(deleted)
         if kept_untagged:

@@ -37,22 +37,23 @@ SELECT r.name, t.name FROM repository r JOIN tag t ON t.repository = r.id
 _CHILDREN = """
 SELECT m.id FROM manifest_child c JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
  WHERE c.manifest = ?1"""
-"""Row ids of the *children* of an index: the manifests that are in it. ?1: the row id of the index."""
+"""Row ids of the *children* of an index: the manifests that the index lists. ?1: the row id of the index."""
 _REFERRERS = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.subject = m.digest WHERE m.id = ?1"""
-"""Row ids of the *referrers* of a manifest: the manifests whose subject it is. ?1: the row id of the manifest."""
+"""Row ids of the *referrers* of a manifest: the manifests whose `subject` is this manifest. ?1: the row id of the
+manifest."""
 _NEXT_INDEX = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?1 AND c.manifest > ?2 ORDER BY c.manifest LIMIT 1"""
-"""The lowest row id above ?2 of an index that contains a manifest. ?1: the row id of the manifest."""
+"""The lowest row id above ?2 of an index that lists a manifest. ?1: the row id of the manifest."""
 _FREED_BYTES = """
 SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = ?1
  WHERE NOT EXISTS (SELECT 1 FROM blob_link o WHERE o.blob = b.id AND o.repository <> ?1)
    AND NOT EXISTS (SELECT 1 FROM manifest_blob k WHERE k.repository = ?1 AND k.digest = b.digest
                    AND k.manifest NOT IN (SELECT value FROM json_each(?2)))
    AND EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = ?1 AND g.digest = b.digest)"""
-"""Total size in bytes of the blobs that become unused when manifests are removed. ?1: the row id of the repository. ?2:
-the row ids of the manifests, as a JSON list. A blob that another repository has does not become unused."""
+"""Total size in bytes of the blobs that only the removed manifests use. Leaves out blobs that another repository has.
+?1: the row id of the repository. ?2: the row ids of the removed manifests, as a JSON list."""
 
 
 _FIGURES = """
@@ -63,16 +64,16 @@ SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT coalesce(s
 _REMAINING_REQUESTS = """
 SELECT upstream, remaining FROM upstream_allowance WHERE remaining IS NOT NULL AND at > ?1 AND at <= ?2
  ORDER BY upstream"""
-"""Number of requests that each upstream still allows, according to its last report. Leaves out reports up to the time
-?1, because they are too old, and reports after the time ?2, because the clock was ahead when they were stored."""
+"""Number of requests that each upstream still allows, from its last report. Reports up to the time ?1 are left out as
+too old. Reports after the time ?2 are left out because their time is wrong."""
 REMAINING_VALID_SECONDS = 3600.0
-"""Age in seconds at which a report about a rate limit is too old."""
+"""Age in seconds at which a report of the remaining requests is too old."""
 
 
 @contextmanager
 def open_inventory(database: Path) -> Iterator[SqliteInventory]:
-    """Opens the inventory of a database file for a `with` block. The caller has checked the version of the tables.
-    Raises StorageFailed, also inside the block, if the database cannot be read."""
+    """Opens the inventory of a database file for a `with` block. The caller must check the version of the tables first.
+    If SQLite fails to open the database, or to read it inside the block, raises StorageFailed."""
     try:
         with closing(connect(database, read_only=True)) as db:
             yield SqliteInventory(db)
@@ -81,10 +82,11 @@ def open_inventory(database: Path) -> Iterator[SqliteInventory]:
 
 
 class SqliteInventory:
-    """Implements `storage.inventory.Inventory`. `open_inventory` turns an apsw.Error of a method into StorageFailed."""
+    """Implements `storage.inventory.Inventory`. The methods raise apsw.Error, which `open_inventory` converts to
+    StorageFailed."""
 
     def __init__(self, db: apsw.Connection) -> None:
-        """Reads with `db`, but does not close it."""
+        """`db`: a connection to the database, which the caller closes."""
         self._db = db
 
     def figures(self, now: float) -> StoreFigures:
@@ -124,7 +126,7 @@ class SqliteInventory:
         return [(RepositoryName(str(repo)), Tag(str(tag))) for repo, tag in rows]
 
     def count_uploads(self) -> OpenUploads:
-        """Counts the open upload sessions and their bytes, and finds the one that has been idle longest."""
+        """Counts the open upload sessions and their bytes, and finds the session that has been idle longest."""
         count, received, idle_since = self._db.execute(
             "SELECT count(*), coalesce(sum(offset), 0), min(touched) FROM upload"
         ).get
@@ -133,9 +135,9 @@ class SqliteInventory:
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
         """Plans the removal of a tag, or of a manifest by its digest. Changes nothing.
 
-        - The removal of a tag also removes its manifest, unless the manifest has other tags or is in an index.
+        - The removal of a tag also removes its manifest, unless the manifest has other tags or an index lists it.
         - The removal of a manifest also removes its tags, children and referrers. A child or referrer stays if it has a
-          tag or is in an index that stays.
+          tag, or if an index that stays lists it.
 
         Raises NameUnknown, ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)
@@ -158,7 +160,7 @@ class SqliteInventory:
         """Plans the removal of all tags and manifests of the repository. Changes nothing. Raises NameUnknown if there
         are no manifests."""
         repository = lookups.repository_id(self._db, repo)
-        # An index should come before its children. Clients usually push children first, so children have lower row ids.
+        # Clients usually push the children of an index first. So this order usually puts an index before its children.
         removed_ids = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
         if not removed_ids:
             raise NameUnknown(f"there is nothing in {repo}")
@@ -166,15 +168,13 @@ class SqliteInventory:
         return self._plan(repo, repository, [Tag(name) for name in tags], removed_ids)
 
     def _with_dependents(self, root: int) -> list[int]:
-        """Returns the row ids of the manifests to remove: `root` and, recursively, its children and referrers. A
-        child or referrer stays if it has a tag, or if it is in an index that is not in the result."""
-        # Tens of thousands of children can each be in many indexes, so the loop does not read all indexes of a manifest
-        # again and again. A manifest waits for the first of its indexes that is not in `removed`. When this index is
-        # added to `removed`, the loop continues with the next index of the manifest.
+        """Returns the row ids of the manifests to remove: `root` and, recursively, its children and referrers. Leaves
+        out a child or referrer that has a tag, or that an index outside the result lists."""
+        # A manifest waits for the first of its indexes that is not in `removed`. When this index is added to `removed`,
+        # the loop continues with the next index of the manifest, so that it reads each index of a manifest only once.
         removed: dict[int, None] = {}  # keeps the order
         waiting: dict[int, list[int]] = {}  # maps an index to the manifests that wait for it
-        # Maps each manifest found so far to the row id of one of its indexes, or to 0. All indexes of the manifest up
-        # to this row id are in `removed`.
+        # Maps each manifest found so far to a row id: all indexes of the manifest up to this row id are in `removed`.
         checked_up_to = {root: 0}
         pending = deque([root])
         while pending:
@@ -198,7 +198,8 @@ class SqliteInventory:
         return list(removed)
 
     def _next_index(self, manifest: int, after: int = 0) -> int | None:
-        """Returns the lowest row id above `after` of an index that contains the manifest; None if there is none."""
+        """Returns the lowest row id above `after` of an index that lists the manifest; None if there is no such
+        index."""
         row_ids = self._column(_NEXT_INDEX, manifest, after)
         return row_ids[0] if row_ids else None
 

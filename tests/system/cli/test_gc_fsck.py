@@ -133,7 +133,7 @@ def test_push_replaces_a_blob_that_fsck_found_missing(server: RegistryServer) ->
 
     step, result = lines("fsck", "--repair", server=server)
     assert (step["event"], step["code"], step["item"]) == ("problem", "blob-bytes-missing", digest_of(blobs[1]))
-    assert step["repair"].startswith("recorded it as damaged")
+    assert step["repair"].startswith("recorded the blob as damaged")
     found = {"found": {"blob-bytes-missing": 1}, "repaired": 1, "left": 0, "damaged": 1}
     assert result == {"event": "done", **found}
     push(server, "fsck/app", "latest", *blobs)

@@ -11,7 +11,7 @@ from storage.content import digest_of
 from storage.data_dir.system import System
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.tag_changes import TagChanges
+from storage.upkeep.tag_changes import TagChanger
 from tests.fakes.registry_content import BY, index_of, push_blob, push_image
 from tests.fakes.upkeep_store import APP, START, Clock
 from tests.system.crash.crash_runs import die_before_each_step
@@ -24,8 +24,8 @@ RESTORABLE = ("deleted", "family", "overwritten")
 """The tags of WEB that `run` restores to the manifest at which they pointed earlier."""
 
 
-def tag_changes(store: StoredRegistry) -> TagChanges:
-    return TagChanges(store.tag_history, store.immutable_tags)
+def tag_changes(store: StoredRegistry) -> TagChanger:
+    return TagChanger(store.tag_history, store.immutable_tags)
 
 
 async def make_store(data: Path) -> tuple[dict[str, Digest], Digest]:

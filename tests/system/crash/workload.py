@@ -31,7 +31,7 @@ from storage.errors import (
 from storage.interface import BlobWriter, Registry
 from storage.names import Digest, RepositoryName, Tag, UploadID
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.tag_changes import TagChanges
+from storage.upkeep.tag_changes import TagChanger
 from tests.system.crash import account_workload
 
 BY = Actor(name="tester")
@@ -269,7 +269,7 @@ class Workload:
         await self.push(WEB, "config")
         await self.manifest(WEB, "third", "z")
         await self._send(["unmanifest", WEB, third], lambda: registry.delete_manifest(WEB, third, by=BY))
-        changes = TagChanges(registry.tag_history, registry.immutable_tags)
+        changes = TagChanger(registry.tag_history, registry.immutable_tags)
         await self._send(["manifest", WEB, third, "z"], lambda: changes.restore(WEB, Tag("z"), by=BY))
         await self.manage()
 

@@ -65,7 +65,7 @@ def _queue_link(db: apsw.Connection, problem: Problem, now: float) -> str:
 def _record_blob_without_place(db: apsw.Connection, problem: Problem, now: float) -> str:
     """Records the blob as damaged, because its row has no *place* (the key of the blob's bytes in the blob store)."""
     damage_changes.record_lost_place(db, Digest(problem.item), "its place was not recorded", now)
-    return "recorded it as damaged; the next push stores it again"
+    return "recorded the blob as damaged; the next push stores it again"
 
 
 def _mark_manifest_damaged(db: apsw.Connection, problem: Problem, now: float) -> str | None:
@@ -75,7 +75,7 @@ def _mark_manifest_damaged(db: apsw.Connection, problem: Problem, now: float) ->
         or damage_changes.mark_manifest_damaged(db, int(problem.key[0]), now) is None
     ):
         return None  # no push could heal a manifest whose row has no valid digest
-    return "recorded it as damaged: it is not served any more, and the next push stores it again"
+    return "recorded the manifest as damaged; the registry does not serve it until a push stores it again"
 
 
 def _drop_link_without_blob(db: apsw.Connection, problem: Problem, now: float) -> str:

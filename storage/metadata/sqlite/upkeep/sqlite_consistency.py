@@ -23,9 +23,9 @@ from storage.names import Digest
 
 MAX_DATABASE_ERRORS: Final = 100
 """Largest number of errors that SQLite reports in one check."""
-_TREE: Final = re.compile(r"Tree (\d+)\b")
-"""Matches, in SQLite's message about damage, the number of the first page of the damaged table or index. Other messages
-contain the name of the table."""
+_ROOT_PAGE: Final = re.compile(r"Tree (\d+)\b")
+"""Finds the number of the first page of the damaged table or index in a damage message of SQLite. Messages without this
+number contain the name of the table."""
 _CHECKS_BY_AREA: Final[dict[str, TableCheck]] = {check.area: check for check in (*TABLE_CHECKS, *USAGE_CHECKS)}
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class SqliteConsistency:
     that they are possible on a full disk."""
 
     areas: Sequence[str] = (manifest_checks.AREA, *_CHECKS_BY_AREA)
-    """The names of the checks: one for manifests, and one for each item of `TABLE_CHECKS` and `USAGE_CHECKS`."""
+    """The area of manifests, and one area for each item of `TABLE_CHECKS` and `USAGE_CHECKS`."""
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ class SqliteConsistency:
             if current is None:
                 return "the problem had gone before the repair"
             repair_text = None
-            # `with db` makes a savepoint. If a constraint of the database or a quota does not allow the repair, the
-            # transaction is rolled back to the savepoint, and the result is None.
+            # `with db` makes a savepoint. If a quota or a constraint of the database does not allow the repair, the
+            # repair is rolled back, and the result is None.
             with suppress(apsw.ConstraintError, QuotaExceeded), db:
                 repair_text = consistency_repairs.repair(db, current, now)
             return repair_text
@@ -103,8 +103,8 @@ class SqliteConsistency:
         )
 
     async def _rebuild_search_index(self) -> str | None:
-        """Replaces the search index by an empty one, which the server then fills. Returns the message about the repair;
-        None if SQLite cannot replace the index."""
+        """Replaces the search index by an empty index, which a server then fills. Returns a text for people; None if
+        SQLite cannot replace the index."""
         try:
             await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
         except StorageFailed:
@@ -112,7 +112,8 @@ class SqliteConsistency:
         return "dropped the search index; the server builds a new one"
 
     async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
-        """Runs the lookup in the thread, in one transaction. Raises StorageFailed."""
+        """Runs the lookup in the thread for reads, in one transaction. Raises StorageFailed if the database cannot be
+        read."""
 
         def in_transaction(db: apsw.Connection) -> T:
             db.execute("BEGIN")
@@ -146,17 +147,16 @@ def _check_database(db: apsw.Connection) -> list[Problem]:
 def _damage_texts(db: apsw.Connection) -> list[str]:
     """Returns the damage messages of SQLite, one for each error."""
     texts: list[str] = []
-    # Each connection remembers which segments (parts) a full-text index has. If another connection has merged segments,
-    # the check would report the merged segments as missing. This call makes the connection read the list of segments
-    # again.
+    # A connection remembers the list of the segments (parts) of a full-text index. The check with an old list would
+    # report segments as missing that another connection has merged.
     index_tables.reload_segment_lists(db)
     try:
         for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):
             # A line such as "*** in database main ***" is a heading.
             texts += [line for line in str(text).split("\n") if line != "ok" and not line.startswith("***")]
     except (apsw.CorruptError, apsw.SQLError) as error:
-        # Two kinds of damage end the check with an error. If a page is damaged, `texts` already has a message about the
-        # page. If SQLite cannot open a full-text index, the text of the error contains "fts5".
+        # The check ends with an error in two cases. If a page is damaged, `texts` already has a message about the page.
+        # If SQLite cannot open a full-text index, the text of the error contains "fts5".
         if not texts and "fts5" not in str(error):
             raise
         texts = texts or [str(error)]
@@ -165,9 +165,9 @@ def _damage_texts(db: apsw.Connection) -> list[str]:
 
 def _is_about_search_index(db: apsw.Connection, text: str) -> bool:
     """Returns whether a damage message of SQLite is about the search index, which can be rebuilt from other tables."""
-    tree = _TREE.search(text)
-    if tree is not None:
-        name = db.execute("SELECT tbl_name FROM sqlite_schema WHERE rootpage = ?", (int(tree[1]),)).get
+    root_page = _ROOT_PAGE.search(text)
+    if root_page is not None:
+        name = db.execute("SELECT tbl_name FROM sqlite_schema WHERE rootpage = ?", (int(root_page[1]),)).get
         return isinstance(name, str) and index_tables.is_index_table(name)
     return "fts5" in text or any(index_tables.is_index_table(word) for word in re.findall(r"\w+", text))
 

@@ -1,8 +1,8 @@
-"""Copies the metadata database into a file while processes use it, and reads the copies (`SqliteSnapshots`).
+"""Copies the metadata database into files while processes use the database. Reads and changes the copies
+(`SqliteSnapshots`).
 
-The copy is made in one read transaction, so it has the state of one moment. Writers do not wait for a read transaction,
-but the write-ahead log grows with each commit until the transaction ends. SQLite copies the pages without interpreting
-them, so the copy takes about as long as a copy of the file.
+A copy is made in one read transaction, so it has the state of one moment. Writers do not wait for this transaction, but
+the write-ahead log grows with each commit until the transaction ends.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ from storage.outbox import EventAction
 PAGES_PER_STEP: Final = 1024
 """Number of pages that are copied between two reports of the progress."""
 UNFINISHED_JOB_MESSAGE: Final = "it had not ended when this backup was made"
-"""The message that a copy stores for each job that had not ended when the copy was made."""
+"""In a copy, the message of each job that had not ended when the copy was made."""
 MAX_EVENTS_PER_SECOND: Final = 1000
-"""A restore increases the number of the newest event in the copy by this much for each second since that event. A
-registry adds fewer events per second on average, so events after the restore get numbers that were never used."""
+"""More events than a registry adds per second on average. A restore skips this many event numbers for each second since
+the newest event in the copy."""
 MIN_EVENT_GAP: Final = 1_000_000_000
-"""A restore increases the number of the newest event by at least this much, because the measured time may be too short:
-the clock may have been wrong when that event was stored, when the backup was made, or during the restore."""
+"""How many event numbers a restore skips in addition, in case a wrong clock makes the measured time too short."""
 _TOTALS: Final = """
 SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT count(*) FROM manifest),
        (SELECT count(*) FROM tag), count(*), coalesce(sum(size), 0) FROM blob"""
@@ -50,7 +49,7 @@ class SqliteSnapshots:
 
     def __init__(self, database: Path, clock: Callable[[], float] = time.time, *, system: System | None = None) -> None:
         """`database`: the metadata database that `write` copies. `clock` returns seconds since 1970. `system` creates
-        and syncs the files; None: the real file system."""
+        and syncs the copies; None: in the real file system."""
         self._database = database
         self._system = system or System()
         self._clock = clock
@@ -78,7 +77,7 @@ class SqliteSnapshots:
         try:
             os.close(self._system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             target = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-            target.pragma("synchronous", "off")  # the file is synced at the end
+            target.pragma("synchronous", "off")  # `sync_file` makes the copy durable at the end
             with closing(connect(self._database, read_only=True)) as source, closing(target):
                 # In this transaction, `source` keeps the state of one moment. Without the transaction, SQLite would
                 # begin the copy again after each commit of another connection.
@@ -97,15 +96,13 @@ class SqliteSnapshots:
             raise _failure(f"cannot copy the database to {path}", error) from error
 
     def _clean_copy(self, db: apsw.Connection) -> None:
-        """Sets the state of each unfinished job in a new copy to `stopped`, and deletes three things from the copy:
+        """Marks the unfinished jobs in a new copy as stopped, and deletes three things from the copy:
 
-        - the upload sessions, because a backup does not have their bytes
-        - the events, because this registry sends them to its webhooks, and a restored copy would send them once more
-        - the login sessions of browsers: a session may be ended later, for example because it was stolen, and a
-          restored copy must not make it valid again
-
-        The row of the newest event stays, so that later events get higher numbers. The list of events does not show
-        this row, and the row no longer names the client."""
+        - The upload sessions, because a backup does not have their bytes.
+        - The login sessions of browsers. Otherwise, a restore could make a session valid again that has been ended
+          since, for example because it was stolen.
+        - The events, because this registry sends them to its webhooks. Only the row of the newest event stays, for its
+          number. The list of events does not show this row, and the row no longer names the client."""
         db.execute(
             "DELETE FROM upload; DELETE FROM login_session; DELETE FROM event_delivery; DELETE FROM event_reader; "
             "DELETE FROM event WHERE id < (SELECT max(id) FROM event); "
@@ -126,21 +123,21 @@ class SqliteSnapshots:
             yield SqliteSnapshot(db, path)
 
     def mark_damaged(self, path: Path, digests: Sequence[Digest], reason: str) -> None:
-        with self._changing(path) as db:
+        with self._open_for_changes(path) as db:
             for digest in digests:
                 place = db.execute("SELECT place FROM blob WHERE digest = ?", (digest,)).get
                 mark_blob_damaged(db, digest, str(place or ""), reason, "", self._clock())
 
     def mark_healed(self, path: Path, places: Mapping[Digest, str]) -> None:
-        with self._changing(path) as db:
+        with self._open_for_changes(path) as db:
             for digest, place in places.items():
                 mark_blob_healed(db, digest, place, self._clock())
 
     def mark_restored(self, path: Path, copied_at: float) -> None:
         restored_at = max(self._clock(), copied_at)
-        with self._changing(path) as db:
-            # From the time `since` on, all pulls are recorded. If a copy lacks the table, a later migration creates the
-            # table and sets `since`.
+        with self._open_for_changes(path) as db:
+            # `since`: the time from which on all pulls are recorded. A copy from an earlier version may lack the table;
+            # a migration then creates the table with the time of the migration.
             if _has_table(db, "pull_recording"):
                 earlier = db.execute("SELECT max(since) FROM pull_recording").get
                 restored_at = max(restored_at, float(earlier or 0.0))
@@ -149,8 +146,8 @@ class SqliteSnapshots:
                 _increase_event_number(db, copied_at, restored_at)
 
     @contextmanager
-    def _changing(self, path: Path) -> Iterator[apsw.Connection]:
-        """Opens a copy for changes, which are made in one transaction and are durable afterwards. Raises
+    def _open_for_changes(self, path: Path) -> Iterator[apsw.Connection]:
+        """Opens a copy. The changes in the `with` block are one transaction, and are durable after the block. Raises
         BackupFailed."""
         try:
             with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as db:
@@ -201,10 +198,9 @@ class SqliteSnapshot:
 
 
 def _increase_event_number(db: apsw.Connection, copied_at: float, restored_at: float) -> None:
-    """Increases the number of the only event in the copy, so that events after the restore get higher numbers than the
-    events that the registry added after the copy was made. Clients may know the numbers of those events. If the copy
-    has no event, first adds one that the list of events does not show. `copied_at`, `restored_at`: when the copy was
-    made and restored, in seconds since 1970."""
+    """Increases the number of the only event in the copy. Events after the restore then get numbers that the copied
+    registry has not used, not even after the copy was made. If the copy has no event, first adds one that the list of
+    events does not show. `copied_at`, `restored_at`: when the copy was made and restored, in seconds since 1970."""
     if db.execute("SELECT max(id) FROM event").get is None:
         db.execute(
             "INSERT INTO event (id, uuid, at, action, repository, media_type, size, actor, address, request_id, "
@@ -219,14 +215,14 @@ def _increase_event_number(db: apsw.Connection, copied_at: float, restored_at: f
 
 
 def _has_table(db: apsw.Connection, name: str) -> bool:
-    """Returns whether there is a table with this name. Copies from earlier versions have fewer tables."""
+    """Returns whether the copy has a table with this name. Copies from earlier versions have fewer tables."""
     return db.execute("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (name,)).get is not None
 
 
-def _failure(what: str, error: apsw.Error | OSError) -> BackupFailed:
-    """Returns the error for a failure. `what`: what cannot be done, as the first words of the message."""
+def _failure(what_failed: str, error: apsw.Error | OSError) -> BackupFailed:
+    """Converts an error. `what_failed`: the beginning of the message, such as "cannot read FILE"."""
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, apsw.FullError) or number in DISK_FULL_ERRNOS:
-        return BackupFailed(f"{what}: the disk is full; free some space there and run the command again")
+        return BackupFailed(f"{what_failed}: the disk is full; free some space there and run the command again")
     reason = error.strerror if isinstance(error, OSError) else str(error)
-    return BackupFailed(f"{what}: {reason or error}")
+    return BackupFailed(f"{what_failed}: {reason or error}")

@@ -20,7 +20,7 @@ from storage.retention import MAX_PAGE_ROWS, Retention, TagFacts, UnusedSince
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.job_runner import JobContext, run_job
-from storage.upkeep.tag_changes import TagChanges
+from storage.upkeep.tag_changes import TagChanger
 from tests.fakes.registry_content import BY, all_tags, index_of, push_image
 from tests.fakes.retention_run import RetentionRun, rule
 from tests.fakes.upkeep_store import APP, DAY, Clock, pull
@@ -213,7 +213,7 @@ async def test_a_deleted_image_can_be_restored(store: StoredRegistry, clock: Clo
     assert (await delete_everything())["manifests_deleted"] == 4
     clock.now += DAY / 2
     await store.collector.collect()
-    changes = TagChanges(store.tag_history, store.immutable_tags)
+    changes = TagChanger(store.tag_history, store.immutable_tags)
     await changes.restore(APP, Tag("1"), by=BY)
     assert [await has_manifest(store, APP, manifest) for manifest in image] == [True] * 4
     for manifest in image:

@@ -11,7 +11,7 @@ from registry.config.upkeep_settings import ScrubSettings
 from registry.naming import NamingRules
 from registry.router import Router
 from registry.upkeep import scrub_job
-from registry.upkeep.scrub_job import CONTINUE_SECONDS, is_due, scrub_on_schedule, scrub_work, start_if_due
+from registry.upkeep.scrub_job import CONTINUE_SECONDS, is_due, queue_scrub_if_due, scrub_on_schedule, scrub_work
 from storage.composition import open_registry, prepare_data_dir
 from storage.jobs import Job, JobState
 from storage.names import RepositoryName
@@ -54,17 +54,17 @@ async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
     prepare_data_dir(tmp_path)
     clock, settings = Clock(), ScrubSettings(every=30 * DAY)
     async with open_registry(tmp_path, clock=clock) as store:
-        assert await start_if_due(settings, store, clock) is None
+        assert await queue_scrub_if_due(settings, store, clock) is None
         clock.now += 100 * DAY
-        assert await start_if_due(settings, store, clock) is None  # the store has no content
+        assert await queue_scrub_if_due(settings, store, clock) is None  # the store has no content
         await push_blob(store, APP, b"first")
         clock.now += 30 * DAY - 1
-        assert await start_if_due(settings, store, clock) is None
+        assert await queue_scrub_if_due(settings, store, clock) is None
         clock.now += 1
-        job = await start_if_due(settings, store, clock)
+        job = await queue_scrub_if_due(settings, store, clock)
         assert job is not None
         assert (job.kind, job.actor, job.state, job.is_resumable) == (SCRUB_KIND, "schedule", JobState.QUEUED, True)
-        assert await start_if_due(settings, store, clock) is None
+        assert await queue_scrub_if_due(settings, store, clock) is None
         work_by_kind = {SCRUB_KIND: scrub_work(settings, store, router_of(store))}
         runner = asyncio.create_task(JobRunner(store.jobs, store.leases, work_by_kind).run())
         assert ((await wait_for_state(store, job, JobState.DONE)).result or {})["blobs"] == 1
@@ -72,9 +72,9 @@ async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
         [done] = await store.damage.rounds(5)
         assert (done.ended, done.blobs) == (clock.now, 1)
         clock.now += 30 * DAY - 1
-        assert await start_if_due(settings, store, clock) is None
+        assert await queue_scrub_if_due(settings, store, clock) is None
         clock.now += 1
-        assert await start_if_due(settings, store, clock) is not None
+        assert await queue_scrub_if_due(settings, store, clock) is not None
 
 
 async def test_one_of_several_processes_starts_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from storage.names import RepositoryName, Tag
 from storage.outbox import LIST_READER, EventAction, EventReader
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags
-from storage.upkeep.tag_changes import TagChanges
+from storage.upkeep.tag_changes import TagChanger
 from tests.fakes.registry_content import BY, index_of
 from tests.fakes.upkeep_store import APP, Clock, clocked_store
 
@@ -58,7 +58,7 @@ async def test_other_changes_do_not_wait_for_the_deletion_of_many_tags(store: St
     assert {(event.digest, event.media_type, event.size) for event in events} == {
         (IMAGE.digest, IMAGE.media_type, len(IMAGE.body))
     }
-    changes = TagChanges(store.tag_history, ImmutableTags())
+    changes = TagChanger(store.tag_history, ImmutableTags())
     for tag in (TAGS[0], TAGS[-1]):
         assert (await changes.restore(APP, tag, by=BY)).digest == IMAGE.digest
     assert await all_tags(store) == [TAGS[0], TAGS[-1]]

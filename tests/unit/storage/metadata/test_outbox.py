@@ -33,7 +33,7 @@ from storage.outbox import (
 from storage.retention import UnusedSince
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags
-from storage.upkeep.tag_changes import TagChanges
+from storage.upkeep.tag_changes import TagChanger
 from tests.fakes.registry_content import BY, index_of, manifest_from, push_image
 from tests.fakes.scrub_runs import scrub
 from tests.fakes.second_connection import second_connection
@@ -118,9 +118,9 @@ async def test_events_of_deletes_and_moves(store: StoredRegistry) -> None:
     first = await push_index(store, "first", "v1", "v2")
     second = await push_index(store, "second", "v1")
     await store.delete_manifest(APP, second, by=BY)
-    await TagChanges(store.tag_history, ImmutableTags()).move(APP, Tag("v1"), second, by=BY)
-    await TagChanges(store.tag_history, ImmutableTags()).move(APP, Tag("v2"), second, by=BY)
-    await TagChanges(store.tag_history, ImmutableTags()).move(APP, Tag("v2"), second, by=BY)
+    await TagChanger(store.tag_history, ImmutableTags()).move(APP, Tag("v1"), second, by=BY)
+    await TagChanger(store.tag_history, ImmutableTags()).move(APP, Tag("v2"), second, by=BY)
+    await TagChanger(store.tag_history, ImmutableTags()).move(APP, Tag("v2"), second, by=BY)
     await store.delete_tag(APP, Tag("v2"), by=BY)
     assert (await recorded_events(store))[3:] == [
         ("delete", "v1", second, None),

@@ -316,7 +316,7 @@ async def test_a_repair_limits_the_size_of_the_quarantine(site: DamagedStore) ->
     for blob in (LAYER, b"layer of child 0", b"layer of child 1"):
         site.file(digest_of(blob)).write_bytes(b"X" + blob[1:])
     size = len(b"layer of child 1")
-    assert len(await findings(site.store, hash_bytes=True, repair=True, quarantine_bytes=size)) == 3
+    assert len(await findings(site.store, hash_bytes=True, repair=True, max_quarantine_bytes=size)) == 3
     assert [item.digest for item in await site.store.blobs.list_quarantine()] == [digest_of(b"layer of child 1")]
 
 

@@ -13,7 +13,7 @@ from storage.errors import ManifestBlobUnknown, ManifestUnknown
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.collection_report import RemovalKind
-from storage.upkeep.tag_changes import TagChanges
+from storage.upkeep.tag_changes import TagChanger
 from tests.fakes.blob_files import layout_behind
 from tests.fakes.registry_content import BY, index_of, push_image
 from tests.fakes.scrub_runs import scrub
@@ -80,7 +80,7 @@ async def test_a_damaged_manifest_can_be_deleted(data: Path) -> None:
         # A damaged body is not stored for a restore.
         assert (report.blobs, report.count(RemovalKind.MANIFEST)) == (2, 0)
         with pytest.raises(ManifestUnknown):
-            await TagChanges(registry.tag_history, registry.immutable_tags).restore(APP, Tag("latest"), by=BY)
+            await TagChanger(registry.tag_history, registry.immutable_tags).restore(APP, Tag("latest"), by=BY)
 
 
 async def test_no_tag_is_pointed_at_a_damaged_manifest(registry: StoredRegistry) -> None:
@@ -90,7 +90,7 @@ async def test_no_tag_is_pointed_at_a_damaged_manifest(registry: StoredRegistry)
     second = await push_image(registry, APP, "two", "latest")
     change_body(registry, first.digest, b"{}")
     await scrub(registry)
-    changes = TagChanges(registry.tag_history, registry.immutable_tags)
+    changes = TagChanger(registry.tag_history, registry.immutable_tags)
 
     with pytest.raises(ManifestUnknown, match=f"{first.digest} was damaged .* push the image again"):
         await changes.restore(APP, Tag("latest"), by=BY)

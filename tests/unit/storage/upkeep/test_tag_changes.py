@@ -25,7 +25,7 @@ from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_history import Availability, TagChange, TagMove
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
-from storage.upkeep.tag_changes import TagChanges
+from storage.upkeep.tag_changes import TagChanger
 from tests.fakes.registry_content import BY, NOWHERE, all_tags, index_of, names_of, push_image, read_blob
 
 APP = RepositoryName("team/app")
@@ -59,8 +59,8 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
 
 
 @pytest.fixture
-def changes(store: StoredRegistry) -> TagChanges:
-    return TagChanges(store.tag_history, store.immutable_tags)
+def changes(store: StoredRegistry) -> TagChanger:
+    return TagChanger(store.tag_history, store.immutable_tags)
 
 
 async def history(store: StoredRegistry, tag: Tag | None = V1) -> list[TagChange]:
@@ -118,7 +118,7 @@ async def test_the_history_is_listed_in_pages(store: StoredRegistry, clock: Cloc
         assert [entry.at for entry in entries] == sorted((entry.at for entry in entries), reverse=True)
 
 
-async def test_restore_of_a_moved_tag(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_restore_of_a_moved_tag(store: StoredRegistry, changes: TagChanger) -> None:
     """A restore moves a tag back to its previous digest. A second restore undoes the first one."""
     first = await push_image(store, APP, "first", "v1")
     second = await push_image(store, APP, "second", "v1")
@@ -129,7 +129,7 @@ async def test_restore_of_a_moved_tag(store: StoredRegistry, changes: TagChanges
     assert await digest_of_tag(store) == second.digest
 
 
-async def test_restore_of_a_deleted_tag(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_restore_of_a_deleted_tag(store: StoredRegistry, changes: TagChanger) -> None:
     """A restore creates a deleted tag again, with the digest that it had."""
     first = await push_image(store, APP, "first", "v1")
     await store.delete_tag(APP, V1, by=BY)
@@ -137,7 +137,7 @@ async def test_restore_of_a_deleted_tag(store: StoredRegistry, changes: TagChang
     assert await digest_of_tag(store) == first.digest
 
 
-async def test_restore_of_a_tag_that_was_deleted_and_pushed_again(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_restore_of_a_tag_that_was_deleted_and_pushed_again(store: StoredRegistry, changes: TagChanger) -> None:
     """A restore moves the tag to the digest that it had before it was deleted."""
     first = await push_image(store, APP, "first", "v1")
     await store.delete_tag(APP, V1, by=BY)
@@ -145,7 +145,7 @@ async def test_restore_of_a_tag_that_was_deleted_and_pushed_again(store: StoredR
     assert await changes.restore(APP, V1, by=ALICE) == TagMove(V1, first.digest, second.digest, [])
 
 
-async def test_restore_to_a_time(store: StoredRegistry, changes: TagChanges, clock: Clock) -> None:
+async def test_restore_to_a_time(store: StoredRegistry, changes: TagChanger, clock: Clock) -> None:
     """A tag can be restored to the digest that it had at a given time, unless it did not exist at that time."""
     start = clock.now
     images = []
@@ -160,7 +160,7 @@ async def test_restore_to_a_time(store: StoredRegistry, changes: TagChanges, clo
         await changes.restore(APP, V1, at=start - 1, by=ALICE)
 
 
-async def test_restore_to_a_digest(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_restore_to_a_digest(store: StoredRegistry, changes: TagChanger) -> None:
     """A tag can be restored to any digest of its history."""
     first = await push_image(store, APP, "first", "v1")
     await push_image(store, APP, "second", "v1")
@@ -169,7 +169,7 @@ async def test_restore_to_a_digest(store: StoredRegistry, changes: TagChanges) -
     assert await digest_of_tag(store) == first.digest
 
 
-async def test_restore_without_an_earlier_digest(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_restore_without_an_earlier_digest(store: StoredRegistry, changes: TagChanger) -> None:
     """A restore fails if the tag never had another digest, or if the tag or the repository is unknown."""
     image = await push_image(store, APP, "first", "v1")
     with pytest.raises(ManifestUnknown, match=f"team/app:v1 never pointed at anything other than {image.digest}"):
@@ -195,7 +195,7 @@ async def test_a_tag_that_has_changed_meanwhile_is_not_moved(store: StoredRegist
         )
 
 
-async def test_a_move_creates_a_new_tag(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_a_move_creates_a_new_tag(store: StoredRegistry, changes: TagChanger) -> None:
     """If the tag does not exist, a move creates it. The target is a digest or another tag."""
     image = await push_image(store, APP, "first", "v1")
     assert await changes.move(APP, LATEST, V1, by=ALICE) == TagMove(LATEST, image.digest, None, [])
@@ -220,7 +220,7 @@ async def push_nested_index(store: StoredRegistry) -> list[Manifest]:
     return [attestation, *signatures, *children, inner, outer]
 
 
-async def test_restore_of_a_deleted_nested_index(store: StoredRegistry, changes: TagChanges, clock: Clock) -> None:
+async def test_restore_of_a_deleted_nested_index(store: StoredRegistry, changes: TagChanger, clock: Clock) -> None:
     """Until the grace period ends, a restore puts back a deleted index with its manifests, signatures and blobs."""
     manifests = await push_nested_index(store)
     outer = manifests[-1]
@@ -249,7 +249,7 @@ async def test_restore_of_a_deleted_nested_index(store: StoredRegistry, changes:
     await assert_complete(store, *manifests)
 
 
-async def test_restore_of_a_deleted_manifest_of_an_index(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_restore_of_a_deleted_manifest_of_an_index(store: StoredRegistry, changes: TagChanger) -> None:
     """A client has deleted a manifest, but not the index that lists it. If a tag is moved to the index, the manifest is
     put back, and the index is complete again."""
     manifests = await push_nested_index(store)
@@ -260,7 +260,7 @@ async def test_restore_of_a_deleted_manifest_of_an_index(store: StoredRegistry, 
     await assert_complete(store, *manifests)
 
 
-async def test_no_restore_after_the_grace_period(store: StoredRegistry, changes: TagChanges, clock: Clock) -> None:
+async def test_no_restore_after_the_grace_period(store: StoredRegistry, changes: TagChanger, clock: Clock) -> None:
     """After the grace period, garbage collection deletes the manifest for good, and a restore fails."""
     first = await push_image(store, APP, "first", "v1")
     await store.delete_manifest(APP, first.digest, by=BY)
@@ -273,7 +273,7 @@ async def test_no_restore_after_the_grace_period(store: StoredRegistry, changes:
     assert await all_tags(store, APP) == []
 
 
-async def test_restore_names_a_missing_blob(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_restore_names_a_missing_blob(store: StoredRegistry, changes: TagChanger) -> None:
     """If a client has deleted a blob of a manifest, the restore puts back no manifest. The error names the blob."""
     manifests = await push_nested_index(store)
     for manifest in manifests:
@@ -287,7 +287,7 @@ async def test_restore_names_a_missing_blob(store: StoredRegistry, changes: TagC
         await store.resolve_manifest(APP, V1)
 
 
-async def test_restore_without_an_incomplete_signature(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_restore_without_an_incomplete_signature(store: StoredRegistry, changes: TagChanger) -> None:
     """If a blob of a signature was deleted, the image is put back without the signature."""
     image = await push_image(store, APP, "image", "v1")
     signature = await push_image(store, APP, "signature", subject=image.digest)
@@ -298,7 +298,7 @@ async def test_restore_without_an_incomplete_signature(store: StoredRegistry, ch
 
 
 async def test_shared_blobs_stay_until_the_last_grace_period_ends(
-    store: StoredRegistry, changes: TagChanges, clock: Clock
+    store: StoredRegistry, changes: TagChanger, clock: Clock
 ) -> None:
     """Two images with the same layers are deleted at different times. The image that was deleted last can be put back
     completely until its own grace period ends, although the grace period of the other image has ended."""
@@ -360,7 +360,7 @@ async def test_restore_without_a_grace_period(tmp_path: Path, clock: Clock) -> N
 
 @pytest.mark.parametrize("limit", ["MAX_MANIFESTS", "MAX_INDEX_BYTES"])
 async def test_the_work_of_one_restore_is_limited(
-    store: StoredRegistry, changes: TagChanges, monkeypatch: pytest.MonkeyPatch, limit: str
+    store: StoredRegistry, changes: TagChanger, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     """A restore that needs too many manifests or too large indexes is refused and changes nothing."""
     monkeypatch.setattr(restore_plan, limit, 3)
@@ -374,7 +374,7 @@ async def test_the_work_of_one_restore_is_limited(
 
 @pytest.mark.parametrize(("limit", "value"), [("MAX_BATCH_MANIFESTS", 2), ("FULL_BATCH_BYTES", 1)])
 async def test_many_manifests_are_put_back_in_several_transactions(
-    store: StoredRegistry, changes: TagChanges, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+    store: StoredRegistry, changes: TagChanger, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     """A restore of many manifests takes several transactions. If it is interrupted between two transactions, it can be
     repeated until all manifests and their signatures are put back."""
@@ -408,7 +408,7 @@ async def test_many_manifests_are_put_back_in_several_transactions(
     assert len(names_of(await store.referrers(APP, outer, None, None, 10))) == 1
 
 
-async def test_an_immutable_tag_changes_only_by_force(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_an_immutable_tag_changes_only_by_force(store: StoredRegistry, changes: TagChanger) -> None:
     """An immutable tag can be moved, restored or deleted only with `force`. The audit log has an entry for each forced
     change."""
     immutable_tag = Tag("fixed-1")
@@ -439,7 +439,7 @@ async def test_an_immutable_tag_changes_only_by_force(store: StoredRegistry, cha
     assert await digest_of_tag(store, immutable_tag) == second.digest
 
 
-async def test_delete_of_a_tag_that_is_not_immutable(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_delete_of_a_tag_that_is_not_immutable(store: StoredRegistry, changes: TagChanger) -> None:
     """If the tag is not immutable, a delete with `force` is an ordinary delete: it adds no entry about force to the
     audit log. The tag's manifest stays."""
     image = await push_image(store, APP, "first", "v1")
@@ -450,7 +450,7 @@ async def test_delete_of_a_tag_that_is_not_immutable(store: StoredRegistry, chan
         await changes.delete(APP, V1, by=ALICE)
 
 
-async def test_restore_of_a_referrer_that_lists_its_subject(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_restore_of_a_referrer_that_lists_its_subject(store: StoredRegistry, changes: TagChanger) -> None:
     """A referrer that is an index and also lists its subject is put back after the subject."""
     image = await push_image(store, APP, "image", "v1")
     listing = index_of([image.descriptor], subject=image.digest)
