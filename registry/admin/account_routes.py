@@ -82,7 +82,7 @@ async def change_user(caller: AdminCaller, name: PathName, body: models.UserChan
     """Disables or enables a person, or changes whether the person is an admin. The change takes effect with the
     person's next request. Answers 409 if no enabled admin would be left."""
     await caller.administration.change_user(name, admin=body.admin, enabled=body.enabled, by=caller.actor)
-    return models.AccountResponse.from_stored(caller.administration.find(name, AccountKind.USER))
+    return models.AccountResponse.from_stored(caller.administration.find_account(name, AccountKind.USER))
 
 
 @router.put("/users/{name}/password", tags=["users"])
@@ -132,7 +132,7 @@ async def get_robot(caller: LoggedInCaller, name: PathName) -> models.AccountWit
 async def change_robot(caller: AdminCaller, name: PathName, body: models.RobotChange) -> models.AccountResponse:
     """Disables or enables a robot. The change takes effect with the robot's next request."""
     await caller.administration.set_enabled(name, AccountKind.ROBOT, body.enabled, by=caller.actor)
-    return models.AccountResponse.from_stored(caller.administration.find(name, AccountKind.ROBOT))
+    return models.AccountResponse.from_stored(caller.administration.find_account(name, AccountKind.ROBOT))
 
 
 @router.delete("/robots/{name}", status_code=204, tags=["robots"])
@@ -152,7 +152,7 @@ def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -
     """Returns an account with the first page of the grants that apply to it. Raises AccountUnknown if there is no
     account of this name and kind, or if the caller may not see the account."""
     caller.rights.check_may_see(name)
-    account = caller.administration.find(name, kind)
+    account = caller.administration.find_account(name, kind)
     return models.AccountWithGrants.from_stored_with_grants(account, _grant_page(caller, name))
 
 

@@ -1,11 +1,10 @@
-"""Pydantic models of the management API: the bodies of its requests and responses. At the command line, account
-commands with `--json` print the same models.
+"""Pydantic models of the management API: the bodies of its requests and responses. The account commands print the same
+models if they get `--json`.
 
 The class names, docstrings and field descriptions appear in the OpenAPI document. A method `from_stored` builds a
 response from the stored object (`storage.access`). Times are in UTC.
 
-AccountInvalid is not only about accounts: it is the error for every invalid change or query of accounts, groups,
-grants, API tokens and the audit log.
+AccountInvalid is the error for invalid changes or queries of accounts, groups, grants, API tokens and the audit log.
 """
 
 from __future__ import annotations
@@ -62,19 +61,19 @@ class ListPage(BaseModel, Generic[ModelT]):
 def list_page(
     page: Page[StoredT], to_model: Callable[[StoredT], ModelT], sort_key: Callable[[StoredT], str]
 ) -> ListPage[ModelT]:
-    """Converts a page of stored objects to the model of a page. `to_model` converts one object. `sort_key` returns the
-    text by which an object is sorted. The field `next` is the sort key of the last item; None on the last page."""
+    """Converts a page of stored objects to a `ListPage`. `to_model` converts one object. `sort_key` returns the text by
+    which the store sorts an object. The field `next` is the sort key of the last item; None on the last page."""
     next_key = sort_key(page.items[-1]) if page.more and page.items else None
     return ListPage(items=[to_model(item) for item in page.items], next=next_key)
 
 
 def to_datetime(seconds: float) -> datetime:
-    """Returns a time in seconds since 1970 as a datetime in UTC."""
+    """Converts a time in seconds since 1970 to a datetime in UTC."""
     return utc_time(seconds)
 
 
 def to_datetime_or_none(seconds: float | None) -> datetime | None:
-    """Returns `to_datetime(seconds)`, or None for None."""
+    """Returns `to_datetime(seconds)`; None if `seconds` is None."""
     return None if seconds is None else to_datetime(seconds)
 
 
@@ -115,8 +114,8 @@ class GrantResponse(BaseModel):
 
 
 class AccountWithGrants(AccountResponse):
-    """An account with the grants that apply to it: its own grants and those to its groups, to `authenticated` and to
-    `everyone`. If `more_grants` is true, `grants` has only the first grants; `/api/v1/grants?for=NAME` lists all."""
+    """An account with the grants to the account, to its groups, to `authenticated` and to `everyone`. If `more_grants`
+    is true, `grants` has only the first of these grants; `/api/v1/grants?for=NAME` lists all of them."""
 
     grants: list[GrantResponse]
     more_grants: bool = False
@@ -136,15 +135,15 @@ class NewUser(BodyModel):
     name: NameText
     password: Annotated[
         SecretStr | None,
-        Field(description="If omitted, one is generated and shown once", examples=["correct horse battery"]),
+        Field(description="If omitted, a password is generated and shown once", examples=["correct horse battery"]),
     ] = None
     admin: bool = False
     note: NoteText = ""
 
 
 class AddedAccount(AccountResponse):
-    """A new account. `notes` lists the rights that the account has because existing grants or groups name it. It also
-    says whether the account replaces one of an htpasswd file."""
+    """A new account. `notes` tells which existing grants and groups already apply to the account, and whether the
+    account replaces an account in the htpasswd file."""
 
     notes: Annotated[list[str], Field(examples=[["alice had grants already, which apply to this account"]])]
 
@@ -153,7 +152,7 @@ class AddedUser(AddedAccount):
     """A new account of a person. `password` is the generated password, which only this response shows; null if the
     request gave a password."""
 
-    password: Annotated[str | None, Field(examples=["8wq2-cn4r-q7mz-k3tb"])] = None
+    password: Annotated[str | None, Field(examples=["k7q2m-8wq2c-n4rq7-mzk3t"])] = None
 
 
 class UserChange(BodyModel):
@@ -185,7 +184,7 @@ class NewPassword(BodyModel):
 
 
 class GeneratedPassword(BaseModel):
-    """The generated password; null if the request gave a password."""
+    """`password` is the generated password; null if the request gave a password."""
 
     password: str | None = None
 
@@ -210,7 +209,7 @@ class GroupResponse(BaseModel):
 
 
 class NewGrant(BodyModel):
-    """A grant to add. It replaces an earlier grant to the same subject for the same pattern."""
+    """A grant to add. The new grant replaces an earlier grant to the same subject for the same pattern."""
 
     subject: SubjectText
     pattern: PatternText
@@ -228,7 +227,7 @@ class RepositoryLimit(BodyModel):
         return cls(pattern=limit.pattern, actions=action_words(limit.actions))
 
     def to_token_limit(self) -> access.TokenLimit:
-        """Returns the limit as the store keeps it. Raises AccountInvalid for an invalid pattern."""
+        """Converts the limit to the class that the store uses. Raises AccountInvalid for an invalid pattern."""
         return access.TokenLimit(parse_pattern(self.pattern), parse_action_words(self.actions))
 
 
@@ -261,14 +260,14 @@ class ApiTokenResponse(BaseModel):
 
 
 class AddedToken(ApiTokenResponse):
-    """A new API token. `secret` replaces the password at a login; only this response shows it."""
+    """A new API token. A client sends `secret` instead of a password. Only this response shows `secret`."""
 
     secret: str
 
 
 class LoginSessionResponse(BaseModel):
-    """The session of a person who logged in with a browser. `method` is `password`, or `openid` for a login at the
-    OpenID provider. `address` and `user_agent` are those of the browser at the login."""
+    """The session of a person who logged in with a browser. `method` is how the person logged in: with a `password`, or
+    at the OpenID provider (`openid`). `address` and `user_agent` are those of the browser at the login."""
 
     id: str
     account: str
@@ -296,7 +295,7 @@ class LoginSessionResponse(BaseModel):
 class NewToken(BodyModel):
     """An API token to add."""
 
-    account: Annotated[str | None, Field(description="If omitted, your own", examples=["ci"])] = None
+    account: Annotated[str | None, Field(description="If omitted, your own account", examples=["ci"])] = None
     note: NoteText = ""
     expires_in: Annotated[
         str | None, Field(description="Lifetime; if omitted, the token never expires", examples=["90d"], max_length=20)
@@ -313,8 +312,8 @@ class NewToken(BodyModel):
 
 
 class KeyRotation(BodyModel):
-    """How to replace the signing key. If `at_once` is true, tokens that an older key signed are rejected immediately:
-    use this when an older key may have leaked. If it is false, those tokens stay valid until they expire."""
+    """How to replace the signing key. If `at_once` is false, tokens that an older key signed stay valid until they
+    expire. If `at_once` is true, these tokens are rejected immediately: use this if an older key may have leaked."""
 
     at_once: bool = False
 
@@ -333,7 +332,8 @@ class SigningKeyResponse(BaseModel):
 
 
 class AuditEntryResponse(BaseModel):
-    """An entry of the audit log. Equal events within about a second share one entry; `count` is their number."""
+    """An entry of the audit log. Equal events within about a second share one entry. `count` is the number of these
+    events."""
 
     id: str
     at: datetime
@@ -365,8 +365,8 @@ class AuditEntryResponse(BaseModel):
 
 
 class CallerResponse(BaseModel):
-    """The account that sent the request. `name` is null without a login. `account` is null without a login, and for an
-    account that exists only in an htpasswd file. If `open` is true, there are no accounts yet, and everyone may pull,
+    """The account that sent the request. Without a login, `name` and `account` are null. For an account that exists
+    only in an htpasswd file, `account` is null. If `open` is true, there are no accounts yet, and everyone may pull,
     push and delete. If `more_grants` is true, `grants` has only the first grants that apply to the account;
     `/api/v1/grants?for=NAME` lists all of them."""
 

@@ -1,15 +1,16 @@
-"""Administration of accounts, groups, grants, API tokens and signing keys, for the command line and the management API.
+"""Administration of accounts, groups, grants, API tokens and signing keys. The command line and the management API use
+this module.
 
-This module does not check whether the caller may make a change. The management API does this check before it calls
-this module (`registry.auth.rights.management_rights`). On the command line, every user who can write to the store may
-make every change.
+This module does not check whether the caller may make a change. The management API checks this before it calls this
+module (`registry.auth.rights.management_rights`). On the command line, every user who can write to the store may make
+every change.
 
-Passwords are passed in plain text and stored as hashes. A generated secret is returned once, and only its hash is
-stored. Each method that changes something takes `by`, the actor that the audit log names. A *note* is one line of free
-text about an account or a token. A *robot* is an account for a program.
+Callers pass passwords in plain text. The store keeps only hashes of passwords and of generated secrets. Each method
+that changes something takes `by`, the actor that the audit log names. A *note* is one line of free text about an
+account or a token. A *robot* is an account for a program.
 
-The methods can raise AccountInvalid, AccountUnknown, AccountExists, LastAdmin (after the change, no enabled admin would
-be left), StorageFull, StorageFailed.
+The methods can raise AccountInvalid, AccountUnknown, AccountExists, LastAdmin (the change would leave no enabled
+admin), StorageFull, StorageFailed.
 """
 
 from __future__ import annotations
@@ -44,15 +45,14 @@ from storage.names import shown
 from storage.patterns import NamePattern, require_simple
 
 _GROUPS_PER_PAGE = 1000
-"""The number of groups that `all_groups` reads from the store at a time."""
+"""The number of groups that `all_groups` reads from the store in one call."""
 MAX_NOTE_CHARACTERS = 200
-"""The longest note."""
+"""The largest number of characters in a note."""
 MAX_API_TOKEN_SECONDS = 36525 * 86400.0
-"""The longest lifetime of an API token: a hundred years. A later expiry can be a date that programs cannot
-represent."""
+"""The longest lifetime of an API token: a hundred years."""
 _PASSWORD_LETTERS = "abcdefghjkmnpqrstuvwxyz123456789"
 """The letters and digits of generated passwords. i, l, o and 0 are missing, because each looks like another character.
-There are 32 characters. Because 32 divides 256, a random byte modulo 32 chooses each with the same probability."""
+The number of characters must divide 256: a random byte then selects each character with the same probability."""
 GroupMembers = tuple[AccountName, tuple[str, ...]]
 """The name of a group, and the names of its members."""
 
@@ -62,10 +62,10 @@ class NewAccount:
     """A new account.
 
     - `password`: the generated password, or None if no password was generated.
-    - `is_first`: whether this is the first account that the registry ever had. After the first account was added, each
-      request needs a login or a grant to everyone.
-    - `hints`: texts that tell the admin which rights the account has from the start, and whether it replaces an account
-      of the same name in the htpasswd file.
+    - `is_first`: whether this is the first account that the registry ever had. From now on, each request needs a login
+      or a grant to everyone.
+    - `hints`: texts that tell the admin which existing grants and groups apply to the account, and whether the account
+      replaces an account of the same name in the htpasswd file.
     """
 
     account: Account
@@ -75,16 +75,18 @@ class NewAccount:
 
 
 class Administration:
-    """The administrative operations on the store `accounts`.
+    """The administrative operations.
 
-    `hash_password` returns the hash of a password, and raises TooManyRequests if too many calls wait for hashing.
-    `clock` returns seconds since 1970; `random(n)` returns n random bytes. `htpasswd` is the file with further
-    accounts, or None if the settings name no such file.
+    - `accounts`: the store of the accounts.
+    - `hash_password`: returns the hash of a password. Raises TooManyRequests if too many calls wait for hashing.
+    - `clock`: returns seconds since 1970.
+    - `random`: `random(n)` returns n random bytes.
+    - `htpasswd`: the file with further accounts; None if the settings name no such file.
 
     The *version* of an account is a number that increases when its password, its admin right or its enabled flag
-    changes. Some methods take an `expected_version`. For a change that the account's owner makes, it is the version
-    that the account had when the owner logged in: the method raises Unauthorized if the account has another version
-    now. For a change that somebody else makes, it is None, and the method does not check the version.
+    changes. A method with the argument `expected_version` raises Unauthorized if the account has another version. If
+    the account's owner makes the change, pass the version that the account had when the owner logged in. If somebody
+    else makes the change, pass None: the method then accepts every version.
     """
 
     def __init__(
@@ -104,15 +106,15 @@ class Administration:
 
     # Users and robots
 
-    def find(self, name: AccountName, kind: AccountKind) -> Account:
-        """Returns the account of this name. Raises AccountUnknown if there is none, or if its kind is not `kind`."""
+    def find_account(self, name: AccountName, kind: AccountKind) -> Account:
+        """Returns the account `name`. Raises AccountUnknown if there is no account `name` of the kind `kind`."""
         account = self.accounts.account(name)
         if account.kind is not kind:
             raise AccountUnknown(f"{name} is a {account.kind}, not a {kind}")
         return account
 
     def has_account(self, name: AccountName) -> bool:
-        """Returns whether the store has an account of this name. Accounts in an htpasswd file are not in the store."""
+        """Returns whether the store has an account `name`. Accounts in an htpasswd file are not in the store."""
         try:
             self.accounts.account(name)
         except AccountUnknown:
@@ -122,7 +124,8 @@ class Administration:
     async def add_user(
         self, name: AccountName, password: str | None, *, admin: bool = False, note: str = "", by: Actor
     ) -> NewAccount:
-        """Adds a person's account, as an admin if `admin` is true. Generates a password if `password` is None."""
+        """Adds a person's account. Generates a password if `password` is None. `admin`: whether to make the person an
+        admin."""
         check_note(note)
         new_password = self._make_password() if password is None else password
         hashed = await self._hashed(name, new_password)
@@ -134,8 +137,7 @@ class Administration:
         return NewAccount(account, shown_password, is_first, await self._hints_on(account))
 
     async def add_robot(self, name: AccountName, *, note: str = "", by: Actor) -> NewAccount:
-        """Adds a robot's account. A robot has no password. It logs in with API tokens, or with tokens of trusted
-        issuers."""
+        """Adds a robot. A robot has no password: it logs in with API tokens, or with tokens of trusted issuers."""
         check_note(note)
         is_first = not self.accounts.has_had_account()
         account = await self.accounts.add_account(name, AccountKind.ROBOT, password_hash=None, note=note, by=by)
@@ -155,9 +157,9 @@ class Administration:
     async def set_password(
         self, name: AccountName, password: str | None, *, expected_version: int | None = None, by: Actor
     ) -> str | None:
-        """Sets a person's password. If `password` is None, generates a password and returns it. Otherwise, returns
-        None."""
-        self.find(name, AccountKind.USER)
+        """Sets a person's password. If `password` is None, generates a password and returns the generated password.
+        Otherwise returns None."""
+        self.find_account(name, AccountKind.USER)
         new_password = self._make_password() if password is None else password
         hashed = await self._hashed(name, new_password)
         await self.accounts.set_password(name, hashed, expected_version=expected_version, by=by)
@@ -172,7 +174,7 @@ class Administration:
         return await self._hash_password(password)
 
     def _make_password(self) -> str:
-        """Returns a random password of four groups of five letters, such as `k7q2m-…`. It has 100 random bits."""
+        """Returns a random password of four groups of five characters, such as `k7q2m-…`. It has 100 random bits."""
         letters = "".join(_PASSWORD_LETTERS[byte % len(_PASSWORD_LETTERS)] for byte in self._random(20))
         return "-".join(letters[start : start + 5] for start in range(0, 20, 5))
 
@@ -180,28 +182,28 @@ class Administration:
         self, name: AccountName, kind: AccountKind, enabled: bool, *, force: bool = False, by: Actor
     ) -> None:
         """Enables an account, or disables it if `enabled` is false. Raises LastAdmin if the account is the last enabled
-        admin, unless `force` is true."""
-        self.find(name, kind)
+        admin and `force` is false."""
+        self.find_account(name, kind)
         await self.accounts.set_enabled(name, enabled, keep_admin=not force, by=by)
 
     async def set_admin(self, name: AccountName, admin: bool, *, force: bool = False, by: Actor) -> None:
         """Makes a person an admin, or an ordinary user if `admin` is false. Raises LastAdmin if the person is the last
-        enabled admin, unless `force` is true."""
-        self.find(name, AccountKind.USER)
+        enabled admin and `force` is false."""
+        self.find_account(name, AccountKind.USER)
         await self.accounts.set_admin(name, admin, keep_admin=not force, by=by)
 
     async def change_user(
         self, name: AccountName, *, admin: bool | None = None, enabled: bool | None = None, by: Actor
     ) -> None:
-        """Sets a person's admin flag and enabled flag in one change: if it fails, both flags stay as they are. None
-        leaves a flag as it is. Raises LastAdmin if no enabled admin would be left."""
-        self.find(name, AccountKind.USER)
+        """Sets a person's admin flag and enabled flag. None leaves a flag unchanged. If the call fails, both flags stay
+        unchanged. Raises LastAdmin if no enabled admin would be left."""
+        self.find_account(name, AccountKind.USER)
         if admin is not None or enabled is not None:
             await self.accounts.change_account(name, admin=admin, enabled=enabled, keep_admin=True, by=by)
 
     async def remove(self, name: AccountName, kind: AccountKind, *, force: bool = False, by: Actor) -> None:
-        """Removes an account. Raises LastAdmin if it is the last enabled admin, unless `force` is true."""
-        self.find(name, kind)
+        """Removes an account. Raises LastAdmin if the account is the last enabled admin and `force` is false."""
+        self.find_account(name, kind)
         await self.accounts.remove_account(name, keep_admin=not force, by=by)
 
     # Groups
@@ -224,29 +226,29 @@ class Administration:
 
     def grants_for(self, name: str, groups: Iterable[str] = ()) -> list[Grant]:
         """Returns every grant that applies to the account `name`: grants to the account itself, to its groups, to all
-        accounts and to everyone. `groups` are groups that a token issuer or the OpenID provider named, in addition to
-        the account's groups in the store."""
+        accounts and to everyone. `groups`: further groups of the account, which a token issuer or the OpenID provider
+        has named."""
         return self.accounts.grants(self.subjects_of(name, groups))
 
     def subjects_of(self, name: str, groups: Iterable[str] = ()) -> list[Grantee]:
         """Returns the subjects whose grants apply to the account `name`. A subject is the receiver of a grant: an
         account, a group, all accounts, or everyone. `groups`: as for `grants_for`."""
-        # The list has both kinds of account, because the kind of an account outside the store is not known here.
+        # Contains both kinds of account, because the kind of an account outside the store is unknown.
         subjects = [Grantee(GranteeKind.USER, name), Grantee(GranteeKind.ROBOT, name)]
         distinct_groups = dict.fromkeys((*self.accounts.groups_of(name), *groups))
         subjects += [Grantee(GranteeKind.GROUP, group) for group in distinct_groups]
         return [*subjects, Grantee(GranteeKind.AUTHENTICATED), Grantee(GranteeKind.EVERYONE)]
 
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
-        """Stores all grants, or none if one of them is refused. Each grant replaces an older grant to the same subject
-        for the same pattern. A pattern must be *simple*: an exact name, or a prefix with `*` or `**` at its end. If any
-        pattern is not simple, raises AccountInvalid."""
+        """Stores all grants; if it raises an error, stores none. Each grant replaces an older grant to the same subject
+        for the same pattern. Each pattern must be *simple*: an exact name, or a prefix with `*` or `**` at its end.
+        Raises AccountInvalid if a pattern is not simple."""
         _require_simple(grant.pattern for grant in grants)
         await self.accounts.put_grants(grants, by=by)
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:
-        """Removes the grant to `subject` for `pattern`. The pattern need not be simple (see `put_grants`), because
-        earlier versions stored grants with other patterns."""
+        """Removes the grant to `subject` for `pattern`. The pattern need not be simple (see `put_grants`), because the
+        store can contain grants that an earlier version of the program stored."""
         await self.accounts.remove_grant(subject, pattern, by=by)
 
     # API tokens
@@ -261,12 +263,12 @@ class Administration:
         expected_version: int | None = None,
         by: Actor,
     ) -> tuple[ApiToken, str]:
-        """Creates an API token for an account and stores it. Returns the stored part of the token, and its full text
-        with the secret, which is shown only once.
+        """Adds an API token to an account. Returns the stored part of the token, and the full text of the token with
+        its secret. The store does not keep the full text.
 
-        - `expires_in`: the lifetime in seconds, or None if the token never expires.
-        - `limits`: restrict the token to some of the actions that the account may do. If `limits` is empty, the token
-          allows all these actions.
+        - `expires_in`: the lifetime in seconds; None if the token never expires.
+        - `limits`: the only actions that the token allows, of those that the account may do. If `limits` is empty, the
+          token allows all actions that the account may do.
         """
         check_note(note)
         if expires_in is not None and expires_in <= 0:
@@ -290,8 +292,8 @@ class Administration:
         return new_token.token, new_token.text
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
-        """Revokes an API token. From the next request on, the token is refused, and so are all bearer tokens that
-        clients got in exchange for it."""
+        """Revokes an API token. From the next request on, the registry refuses the token and all bearer tokens that
+        clients got with it."""
         await self.accounts.revoke_token(token_id, by=by)
 
     # Login sessions
@@ -301,7 +303,7 @@ class Administration:
         return self.accounts.login_sessions(account)
 
     async def end_session(self, session_id: str, *, by: Actor) -> None:
-        """Ends a browser session. From the next request on, the session is refused."""
+        """Ends a browser session. The registry refuses the session from the next request on."""
         await self.accounts.end_login_session(session_id, by=by)
 
     async def end_sessions(self, account: AccountName, *, except_id: str | None = None, by: Actor) -> int:
@@ -312,14 +314,14 @@ class Administration:
     # Keys and the audit log
 
     async def rotate_key(self, *, at_once: bool = False, by: Actor) -> SigningKey:
-        """Makes a new signing key and returns it. This key signs all later tokens. Tokens that an older key signed are
-        accepted for about an hour more, until the last of them has expired. If `at_once` is true, they are refused from
-        now on. Use `at_once` if somebody else may know the old key."""
+        """Makes a new signing key and returns it. This key signs all later tokens. If `at_once` is false, the registry
+        accepts tokens that an older key signed until they have expired, for about an hour. If `at_once` is true, it
+        refuses these tokens from now on: use this if somebody else may know an older key."""
         return await signing_keys.rotate(
             self.accounts, self._clock(), by, keep_seconds=0.0 if at_once else signing_keys.RETIRED_KEY_SECONDS
         )
 
-    def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
+    def audit_entries(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
         """Returns a page of at most `limit` entries of the audit log that match `query`, newest first."""
         return self.accounts.audit(query, limit)
 

@@ -14,13 +14,13 @@ class MirrorObserver(Protocol):
     loop. They return immediately and raise nothing."""
 
     def trace_request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
-        """Returns a context manager that traces the requests to one endpoint for one manifest, blob or list of tags.
-        The requests are sent inside its `with` block. `endpoint`: the URL of the endpoint, without secrets. `repo`: the
-        repository's name at the upstream."""
+        """Returns a context manager that records a trace. The mirror sends its requests to one endpoint for one
+        manifest, blob or list of tags inside the `with` block. `endpoint`: the URL of the endpoint, without secrets.
+        `repo`: the repository's name at the upstream."""
         ...
 
     def on_response(self, seconds: float) -> None:
-        """Called when an endpoint has sent the head of a response. `seconds`: the time since the request was sent."""
+        """Called when the mirror has received the head of a response. `seconds`: the time since it sent the request."""
         ...
 
     def on_error(self, error: RegistryError) -> None:
@@ -28,25 +28,25 @@ class MirrorObserver(Protocol):
         ...
 
     def on_breaker(self, *, opened: bool) -> None:
-        """Called when the circuit breaker of an endpoint opens, and when it closes again."""
+        """Called when the circuit breaker of an endpoint opens or closes. `opened`: whether it opens."""
         ...
 
     def on_refused(self) -> None:
-        """Called when nothing was requested, because the circuit breakers of all endpoints are open."""
+        """Called when the mirror sends no request, because the circuit breakers of all endpoints are open."""
         ...
 
     def on_fetched(self, content: Literal["manifest", "blob"], size: int) -> None:
-        """Called when `size` bytes of content have been received."""
+        """Called when `size` bytes of a manifest or blob have been received. `content`: which of the two it is."""
         ...
 
     def on_fill_started(self) -> None:
-        """Called when a fill starts in this process. The fill downloads the blob itself, or waits while another process
-        downloads it."""
+        """Called when a fill starts in this process. The fill downloads the blob, or waits while another process
+        downloads the blob."""
         ...
 
     def on_fill_ended(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
-        """Called at the end of each fill. `error`: why the fill has failed or was stopped; None: the blob is stored.
-        `is_abandoned`: whether the fill was stopped because no client of this process needs the blob, or because the
+        """Called at the end of each fill. `error`: why the fill failed or was stopped; None: the blob is stored.
+        `is_abandoned`: whether the fill was stopped, because no client of this process needs the blob or because the
         process stops."""
         ...
 
@@ -80,4 +80,4 @@ class _NoObserver:
 
 
 UNOBSERVED: Final[MirrorObserver] = _NoObserver()
-"""An observer that counts nothing, for example for the mirror that a command uses."""
+"""An observer that counts nothing."""

@@ -196,7 +196,7 @@ def _matching_accounts(caller: Caller, kind: AccountKind, prefix: str, after: st
     if prefix and after is None:
         # The list below has only names after `prefix`, so it lacks the account whose name is `prefix`.
         with contextlib.suppress(AccountInvalid, AccountUnknown):
-            exact_match = [caller.administration.find(AccountName(prefix), kind)]
+            exact_match = [caller.administration.find_account(AccountName(prefix), kind)]
         after = prefix
     page = caller.accounts.accounts(kind, after, PAGE_SIZE - len(exact_match))
     matching = [account for account in page.items if account.name.startswith(prefix)]

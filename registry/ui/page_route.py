@@ -30,7 +30,7 @@ from registry.clients.registry_address import RegistryAddress
 from registry.http.error_statuses import FormInvalid, FormTooLarge, status_of
 from registry.http.query import Query
 from registry.request import RequestContext, current_request, enter_request, leave_request
-from registry.ui.languages import choose_language, translatable
+from registry.ui.languages import negotiate_language, translatable
 from registry.ui.pages import Pages
 from storage.access import AccountHidden
 from storage.errors import Denied, NameHidden, RegistryError, StorageFailed, TooManyRequests, Unauthorized
@@ -284,7 +284,7 @@ def _unidentified_visit(scope: Scope) -> Visit:
 def _language(scope: Scope) -> str:
     """Returns the language that the visitor chose, or that the browser prefers if the visitor chose none."""
     accepted = dict(scope["headers"]).get(b"accept-language", b"").decode("latin-1")
-    return choose_language(cookie_value(scope, LANGUAGE_COOKIE), accepted)
+    return negotiate_language(cookie_value(scope, LANGUAGE_COOKIE), accepted)
 
 
 def _path_of(scope: Scope) -> str:

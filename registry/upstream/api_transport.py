@@ -1,7 +1,7 @@
-"""Connections of httpx2 to upstreams, for small requests: the API of a registry, token services and webhooks.
+"""Connections of httpx2 for small requests: to the API of a registry, to token services and to webhooks.
 
-`CheckedTransport` connects only to addresses that are allowed (`registry.upstream.transport` says why).
-`ProxiedTransport` connects to a proxy. The connections of both are `PeerStream` objects.
+`CheckedTransport` connects only to allowed addresses (`registry.upstream.transport` says why). `ProxiedTransport`
+connects to a proxy. Both transports use connections of the class `PeerStream`.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ import httpx2
 from registry.upstream.destinations import AddressPolicy, Reach
 from registry.upstream.transport import Resolver
 
-NEXT_ADDRESS_SECONDS = 1.0
-"""Time limit for a connection attempt to an address of a host, if the host has another address to try next."""
+ADDRESS_ATTEMPT_SECONDS = 1.0
+"""Time limit for a connection attempt to each address of a host but the last."""
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
 
 class PeerStream(httpcore2.AsyncNetworkStream):
-    """A connection of httpx2. `get_extra_info("server_addr")` returns the address of the server at the other end, even
-    after the connection is closed. All other calls go to `stream`."""
+    """A connection of httpx2. `get_extra_info("server_addr")` returns `peer`, even after the connection is closed. All
+    other calls go to `stream`."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream, peer: Any) -> None:
-        """`peer` is the IP address and the port of the server. It is None if they are not known, because the server has
-        already closed the connection, or because the connection is to a proxy."""
+        """`peer`: the IP address and the port of the server. None if the connection is to a proxy, or if the server has
+        already closed the connection."""
         self._stream = stream
         self._peer = peer
 
     @classmethod
     def wrap(cls, stream: httpcore2.AsyncNetworkStream, peer: Any) -> PeerStream:
-        """Returns the new TCP connection `stream` as a PeerStream, and makes the connection stop receiving after each
-        piece of data (`_pause_after_each_receive`)."""
+        """Calls `_pause_after_each_receive` for the new TCP connection `stream`, and returns the connection as a
+        PeerStream."""
         _pause_after_each_receive(stream)
         return cls(stream, peer)
 
@@ -61,13 +61,12 @@ class PeerStream(httpcore2.AsyncNetworkStream):
 
 
 def _extra_info(stream: httpcore2.AsyncNetworkStream, info: str) -> Any:
-    """Returns `stream.get_extra_info(info)`, but raises no error for a connection that uvloop has closed after an
-    error. anyio raises AttributeError or ValueError for such a connection, because its socket is None or has the file
-    descriptor -1. The connection pool asks its idle connections for `is_readable` before each request, so this error of
-    one connection would make all later requests fail.
+    """Returns `stream.get_extra_info(info)`. If anyio raises an error, returns True for `is_readable`, and None for any
+    other `info`.
 
-    For such a connection, returns True for `is_readable`, so that the pool discards it: usually, an idle connection is
-    readable because the server has closed it. Returns None for any other `info`."""
+    anyio raises AttributeError or ValueError for a connection that uvloop has closed after an error. Before each
+    request, the connection pool asks its idle connections for `is_readable`. The pool discards a connection for which
+    the answer is True. An error would make the request fail."""
     try:
         return stream.get_extra_info(info)
     except (AttributeError, ValueError, OSError):
@@ -75,12 +74,10 @@ def _extra_info(stream: httpcore2.AsyncNetworkStream, info: str) -> Any:
 
 
 def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
-    """Makes the connection stop receiving after each piece of data, until its reader asks for more bytes. Otherwise the
-    event loop would receive up to 32 pieces of 256 KiB from a fast sender before the reader runs again. With 200
-    concurrent requests, these pieces would fill the memory.
+    """Limits the received bytes that wait in memory: after each read from the socket, the connection stops reading
+    until its user asks for more bytes. Without the limit, up to 32 reads of 256 KiB would wait for each connection.
 
-    httpcore2 and anyio have no public API for this, so the function uses their private attributes. If these attributes
-    change, any test that opens a connection fails with an AttributeError.
+    httpcore2 and anyio have no public API for this limit, so the function uses their private attributes.
     """
     raw: Any = stream._stream  # type: ignore[attr-defined]
     transport, protocol = raw._transport, raw._protocol
@@ -96,8 +93,8 @@ def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
 
 
 class CheckedBackend(httpcore2.AnyIOBackend):
-    """The part of httpx2 that makes TCP connections. `reach`: the allowed addresses. `policy`: checks the addresses of
-    a host against `reach`. `resolver`: looks up the addresses of a host."""
+    """Makes TCP connections to allowed addresses for httpx2. `reach`: the allowed addresses. `policy`: checks the
+    addresses of a host against `reach`. `resolver`: looks up the addresses of a host."""
 
     def __init__(self, policy: AddressPolicy, reach: Reach, resolver: Resolver) -> None:
         self._policy = policy
@@ -132,12 +129,12 @@ class CheckedBackend(httpcore2.AnyIOBackend):
         local_address: str | None,
         socket_options: Iterable[SocketOption] | None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Tries to connect to one IP address after another, and returns the first connection that succeeds. If none
-        succeeds, raises the error of the last address."""
+        """Tries to connect to one IP address after another, and returns the first connection. If all attempts fail,
+        raises the error of the last attempt. Raises OSError if `addresses` is empty."""
         for address in addresses:
             is_last = address == addresses[-1]
             try:
-                timeout = None if is_last else NEXT_ADDRESS_SECONDS
+                timeout = None if is_last else ADDRESS_ATTEMPT_SECONDS
                 stream = await super().connect_tcp(address, port, timeout, local_address, socket_options)
                 return PeerStream.wrap(stream, (address, port))
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
@@ -163,7 +160,7 @@ class CheckedTransport(httpx2.AsyncHTTPTransport):
 
 
 class _ProxiedBackend(httpcore2.AnyIOBackend):
-    """The part of httpx2 that makes TCP connections to a proxy."""
+    """Makes TCP connections to a proxy for httpx2."""
 
     async def connect_tcp(
         self,
@@ -177,8 +174,8 @@ class _ProxiedBackend(httpcore2.AnyIOBackend):
 
 
 class ProxiedTransport(httpx2.AsyncHTTPTransport):
-    """The transport of httpx2 for requests through the proxy at the URL `proxy`. Its connections are PeerStreams
-    without an address, because the proxy is at their other end, and not the server."""
+    """The transport of httpx2 for requests through the proxy at the URL `proxy`. The `peer` of its connections is
+    None."""
 
     def __init__(self, proxy: str, context: ssl.SSLContext, limits: httpx2.Limits) -> None:
         is_https = proxy.startswith("https:")
@@ -193,9 +190,9 @@ class ProxiedTransport(httpx2.AsyncHTTPTransport):
 
 
 def _close_failed_tunnels(pool: Any) -> None:
-    """Changes a connection pool for a proxy: if the TLS handshake with an https server fails or is cancelled, the pool
-    closes the tunnel to the server. httpcore2 itself would leave this tunnel in the pool as if it were in use. After
-    `max_connections` such tunnels, all later requests would wait for a free connection for ever."""
+    """Changes the connection pool `pool` of a proxy. If the TLS handshake with an https server fails or is cancelled,
+    the pool then closes the tunnel to the server. httpcore2 itself would count this tunnel as a connection in use for
+    ever."""
     create = pool.create_connection
 
     def create_connection(target: httpcore2.Origin) -> Any:

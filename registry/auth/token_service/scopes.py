@@ -1,9 +1,9 @@
-"""Parses and formats scopes. A scope is a text in a client's request for a token. It names the access that the client
-requests.
+"""Parses and formats scopes. A *scope* is a text in a client's request for a token. It names the access that the client
+requests. For example, `repository:team/app:pull,push` requests access to a repository, and `registry:catalog:*`
+requests access to the list of repositories.
 
-Examples are `repository:team/app:pull,push` and, for the list of repositories, `registry:catalog:*`. A request can have
-several scopes: in one parameter, separated by spaces, or in several parameters. Source: Distribution's "Token Scope
-Documentation".
+A request can have several `scope` parameters. A parameter can contain several scopes, separated by spaces. Source:
+Distribution's "Token Scope Documentation".
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ MAX_NAMES: Final = 100
 """The largest number of repositories in one request for a token."""
 MAX_NAME_CHARACTERS: Final = 8 * 1024
 """The largest total number of characters in the repository names of one request for a token. The token contains the
-names, and must fit into the headers of a request."""
+names, and the client sends the token in a header."""
 MAX_SCOPES: Final = 200
-"""The largest number of scopes in one request for a token, repeated and unknown ones included. It is twice `MAX_NAMES`,
-so a client may name each repository in two scopes."""
+"""The largest number of scopes in one request for a token. Repeated and unknown scopes count. A client may thus name
+each of `MAX_NAMES` repositories in two scopes."""
 CONTENT_ACTIONS: Final = Action.PULL | Action.PUSH | Action.DELETE
-"""The actions that a token can grant on a repository. No token can grant `ADMIN`, the right to give rights to
-others."""
+"""The actions that a token can grant on a repository. No token grants `ADMIN`."""
 
 _ACTIONS: Final[Mapping[str, Action]] = {
     "pull": Action.PULL,
@@ -37,10 +36,10 @@ _ACTIONS: Final[Mapping[str, Action]] = {
     "delete": Action.DELETE,
     "*": CONTENT_ACTIONS,
 }
-"""The actions in a scope for a repository."""
+"""The known actions in a scope for a repository, by their word in the scope."""
 _CATALOG_ACTIONS: Final = frozenset({"*", "search"})
-"""The actions in a scope for the list of repositories. `docker search` asks for `registry:catalog:search`. A search
-shows no more than the list, so both actions get the same token."""
+"""The known actions in a scope for the list of repositories. `docker search` requests `registry:catalog:search`. Both
+actions grant the same access."""
 _REPOSITORY_KIND: Final = re.compile(r"repository(\([a-z0-9]+\))?")
 """The first part of a scope for a repository. In `repository(plugin)`, `plugin` is a class of repositories, which this
 registry ignores."""
@@ -51,7 +50,7 @@ class RequestedAccess:
     """The access that a client requests.
 
     - `actions`: the requested actions by repository name. The key `CATALOG` stands for the list of repositories.
-    - `has_unknown_scopes`: whether the client also sent scopes that this registry does not know. They grant nothing.
+    - `has_unknown_scopes`: whether the client sent scopes that this registry does not know. They grant nothing.
     """
 
     actions: Mapping[str, Action]
@@ -64,13 +63,13 @@ class RequestedAccess:
 
     @property
     def is_pull_only(self) -> bool:
-        """Whether the client requests to pull from at least one repository, and requests nothing else."""
+        """Whether the client requests only to pull from repositories, and from at least one."""
         names_only_repositories = bool(self.actions) and not self.has_unknown_scopes and CATALOG not in self.actions
         return names_only_repositories and all(actions == Action.PULL for actions in self.actions.values())
 
 
 def parse_scopes(values: Iterable[str]) -> RequestedAccess:
-    """Returns the access that a client requests. `values` are the values of all `scope` parameters of its request.
+    """Returns the access that a client requests. `values`: the values of all `scope` parameters of the request.
     Raises RequestInvalid for more than `MAX_SCOPES` scopes, for more than `MAX_NAMES` repositories, and for repository
     names with more than `MAX_NAME_CHARACTERS` characters in total."""
     requested_actions: dict[str, Action] = {}
@@ -86,15 +85,15 @@ def parse_scopes(values: Iterable[str]) -> RequestedAccess:
         requested_actions[name] = requested_actions.get(name, Action.NONE) | actions
         if len(requested_actions) > MAX_NAMES or name_characters > MAX_NAME_CHARACTERS:
             raise RequestInvalid(
-                f"a token is for at most {MAX_NAMES} repositories, with at most {MAX_NAME_CHARACTERS} characters in "
-                "all their names together"
+                f"a request for a token names at most {MAX_NAMES} repositories, and their names have at most "
+                f"{MAX_NAME_CHARACTERS} characters in total"
             )
     return RequestedAccess(requested_actions, has_unknown_scopes)
 
 
 def format_scopes(granted: Mapping[str, Action]) -> str:
-    """Returns one text with a scope for each granted repository, separated by spaces. `granted` has the actions by
-    repository name, or by `CATALOG` for the list of repositories."""
+    """Returns the scopes for the access that a token grants, separated by spaces. `granted`: the actions by repository
+    name. The key `CATALOG` stands for the list of repositories."""
     return " ".join(
         f"{CATALOG}:*" if name == CATALOG else f"repository:{name}:{','.join((actions & CONTENT_ACTIONS).words)}"
         for name, actions in granted.items()
@@ -112,8 +111,8 @@ def _split_scopes(values: Iterable[str]) -> list[str]:
 
 
 def _parse_scope(scope: str) -> tuple[str, Action]:
-    """Returns the name and the actions in one scope. Leaves out unknown actions. Returns an empty name and no action if
-    the scope is of an unknown kind, has no valid name, or has no known action."""
+    """Returns the name and the known actions in one scope. Returns an empty name and no action if the kind of the scope
+    is unknown, its name is invalid, or it has no known action."""
     kind, _, name_and_actions = scope.partition(":")
     name, _, action_list = name_and_actions.rpartition(":")
     words = frozenset(action_list.split(","))  # a set, because a scope can repeat the same action thousands of times

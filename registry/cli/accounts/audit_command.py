@@ -64,7 +64,7 @@ def audit(
         config,
         data,
         as_json,
-        read=lambda administration: administration.audit(query, limit).items,
+        read=lambda administration: administration.audit_entries(query, limit).items,
         to_model=models.AuditEntryResponse.from_stored,
         columns={
             "time": lambda entry: datetime.fromtimestamp(entry.at).strftime("%Y-%m-%d %H:%M:%S"),

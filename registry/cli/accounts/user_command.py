@@ -114,7 +114,7 @@ def show(name: NameArgument, config: ConfigOption = None, data: DataOption = Non
     account_name = parse_name_or_fail(name)
 
     async def work(administration: Administration, _: Actor) -> tuple[Account, list[Grant]]:
-        return administration.find(account_name, AccountKind.USER), administration.grants_for(account_name)
+        return administration.find_account(account_name, AccountKind.USER), administration.grants_for(account_name)
 
     account, grants = administer(config, data, work)
     if as_json:

@@ -1,5 +1,5 @@
-"""`ClientFiles`: reads the configuration files of a client program, below a root directory. `TargetRegistry`: the
-registry that these files should configure as a mirror."""
+"""`ClientFiles`: reads the configuration files of a client program. `TargetRegistry`: the registry through which the
+client program should pull."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from registry.clients.client_setup import ClientSetup, MirroredHost
 from registry.clients.registry_address import RegistryAddress
 from registry.small_files import read_small_text
 
-_CURL = "curl --cert client.cert --key client.key"
+_CURL_WITH_CERTIFICATE = "curl --cert client.cert --key client.key"
 """The beginning of a command that sends a request with a client certificate."""
 
 
@@ -38,32 +38,32 @@ class ClientFiles:
 
     - `program`: the name of the client. It is also the `check` of each finding about a file.
     - `root`: the root directory of the client's file system, such as the mount point of a disk; `/` for this machine.
-    - `home`: the home directory of the user who runs the client, as a path on this machine, not relative to `root`.
-      None: files in a home directory count as missing."""
+    - `home`: the home directory of the user who runs the client. It is a path on this machine, not relative to `root`.
+      None: all files in a home directory count as missing."""
 
     program: str
     root: Path = Path("/")
     home: Path | None = None
 
     def path(self, name: str) -> Path:
-        """Returns the path on this machine of the client's file `name`. If `name` begins with `~/`, the file is in
-        `home`. Otherwise `name` is an absolute path in the client's file system, and the file is below `root`."""
+        """Returns the path of a client's file on this machine. If `name` begins with `~/`, the file is in `home`.
+        Otherwise `name` is an absolute path in the client's file system."""
         if name.startswith("~/"):
             return (self.home or Path("/nonexistent")) / name[2:]
         return self.root / name.lstrip("/")
 
     def first_existing(self, *names: str) -> str | None:
-        """Returns the first of the paths that exists; None if none exists. A path that this user may not access
-        counts as existing."""
+        """Returns the first of the files `names` that exists; None if none of them exists. A file that this user may
+        not access counts as existing."""
         return next((name for name in names if self._passes(Path.exists, name)), None)
 
     def is_directory(self, name: str) -> bool:
-        """Returns whether there is a directory at the path. Also returns True if this user may not access the path."""
+        """Returns whether there is a directory at the path, or this user may not access the path."""
         return self._passes(Path.is_dir, name)
 
     def has_certificate(self, *folders: str) -> bool:
-        """Returns whether one of the directories contains an authority's certificate (`*.crt`). Raises FileUnusable if
-        no certificate was found and one of the directories cannot be listed."""
+        """Returns whether at least one of the directories contains the certificate of an authority (`*.crt`). Raises
+        FileUnusable if no certificate was found and at least one directory cannot be listed."""
         first_error = None
         for folder in folders:
             try:
@@ -76,10 +76,10 @@ class ClientFiles:
         return False
 
     def matching_files(self, folder: str, pattern: str) -> list[str]:
-        """Returns the sorted paths of the files in a directory. Leaves out files whose names do not match `pattern`.
-        Returns an empty list if there is no such directory. Raises FileUnusable if the directory cannot be listed."""
+        """Returns the sorted paths of the files in a directory whose names match `pattern`. Returns an empty list if
+        the directory does not exist. Raises FileUnusable if the directory cannot be listed."""
         try:
-            # In contrast to `Path.glob`, `listdir` raises an error if this user may not list the directory.
+            # `listdir` raises an error if this user may not list the directory; `Path.glob` does not.
             return sorted(f"{folder}/{name}" for name in os.listdir(self.path(folder)) if fnmatchcase(name, pattern))
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -87,14 +87,14 @@ class ClientFiles:
             raise self._unreadable(folder, error.strerror) from None
 
     def _passes(self, test: Callable[[Path], bool], name: str) -> bool:
-        """Returns the result of `test` for the path of the file; True if this user may not access the path."""
+        """Returns the result of `test` for the path of the file `name`; True if this user may not access the path."""
         try:
             return test(self.path(name))
         except PermissionError:
             return True  # a later read of the file raises FileUnusable with the reason
 
-    def text(self, name: str) -> str | None:
-        """Returns the content of a file; None if there is no such file. Raises FileUnusable."""
+    def read_text(self, name: str) -> str | None:
+        """Returns the content of a text file; None if the file does not exist. Raises FileUnusable."""
         try:
             return read_small_text(self.path(name))
         except FileNotFoundError:
@@ -102,10 +102,10 @@ class ClientFiles:
         except (OSError, UnicodeDecodeError) as error:
             raise self._unreadable(name, error.strerror if isinstance(error, OSError) else "it is not UTF-8") from None
 
-    def json(self, name: str) -> dict[str, Any] | None:
-        """Returns the object in a JSON file; None if there is no such file. An empty file is an empty object. Raises
-        FileUnusable."""
-        text = self.text(name)
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Returns the object in a JSON file; None if the file does not exist. An empty file counts as an empty object.
+        Raises FileUnusable."""
+        text = self.read_text(name)
         if text is None:
             return None
         try:
@@ -116,20 +116,20 @@ class ClientFiles:
             raise self._invalid(name, "JSON", "it is no object")
         return value
 
-    def toml(self, name: str) -> dict[str, Any] | None:
-        """Returns the content of a TOML file; None if there is no such file. Raises FileUnusable."""
-        text = self.text(name)
+    def read_toml(self, name: str) -> dict[str, Any] | None:
+        """Returns the content of a TOML file; None if the file does not exist. Raises FileUnusable."""
+        text = self.read_text(name)
         try:
             return None if text is None else tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise self._invalid(name, "TOML", str(error)) from None
 
-    def yaml(self, name: str) -> dict[str, Any] | None:
-        """Returns the content of a YAML file; None if there is no such file. An empty file is an empty mapping. Raises
-        FileUnusable."""
+    def read_yaml(self, name: str) -> dict[str, Any] | None:
+        """Returns the mapping in a YAML file; None if the file does not exist. An empty file counts as an empty
+        mapping. Raises FileUnusable."""
         import yaml
 
-        text = self.text(name)
+        text = self.read_text(name)
         try:
             value = None if text is None else yaml.safe_load(text) or {}
         except yaml.YAMLError as error:
@@ -139,7 +139,7 @@ class ClientFiles:
         return value
 
     def modification_time(self, name: str) -> float | None:
-        """Returns the time at which a file was last written, in seconds since 1970; None if it is not known."""
+        """Returns the time at which a file was last written, in seconds since 1970; None if the time cannot be read."""
         try:
             return self.path(name).stat().st_mtime
         except OSError:
@@ -165,11 +165,11 @@ class TargetRegistry:
     """The registry through which a client should pull.
 
     - `hosts`: the hosts whose images the client should pull through the registry.
-    - `default_upstream`: the name of the upstream to which image names without a host refer, such as `ubuntu`. None:
-      there is none.
+    - `default_upstream`: the name of the upstream that the registry uses for image names without a host, such as
+      `ubuntu`. None: the registry has no such upstream.
     - `setup`: the files that `entrepot client` prints for the client.
-    - `probe_result`: the result of a *probe*: this machine requested `/livez` and `/v2/` at `address`. None: there was
-      no probe."""
+    - `probe_result`: the result of a *probe*: requests from this machine to `/livez` and `/v2/` at `address`. None:
+      there was no probe."""
 
     address: RegistryAddress
     hosts: Sequence[MirroredHost]
@@ -196,14 +196,14 @@ class TargetRegistry:
         return self.probe_result is not None and self.probe_result.status == 401
 
     def content_for(self, name: str) -> str:
-        """Returns the content that `entrepot client` prints for the file with the path `name`. If there is no file with
-        this path, returns the content of the first file."""
+        """Returns the content that `entrepot client` prints for the file `name`. If it prints no such file, returns the
+        content of the first file that it prints."""
         return next((text for path, text in self.setup.files if path == name), self.setup.files[0][1])
 
 
 def probe_findings(check: str, result: ProbeResult) -> list[Finding]:
-    """Returns a finding if the probe got no response from a registry; otherwise an empty list. If the server requires a
-    client certificate, which this command does not have, the finding is only a warning."""
+    """Returns one finding if no registry answered the probe; otherwise an empty list. The finding is a problem, or a
+    warning if the server requires a client certificate: this command has no client certificate."""
     if result.error is not None:
         steps = {
             ProbeError.DNS: "correct the address (--url, or public_url in the settings), or add the name to the DNS",
@@ -212,10 +212,10 @@ def probe_findings(check: str, result: ProbeResult) -> list[Finding]:
             ProbeError.UNREACHABLE: "look for a firewall or a missing route between the two machines",
             ProbeError.UNTRUSTED: "make this machine trust the authority of the certificate, or renew the certificate",
             ProbeError.NO_TLS: "use http:// in the address, or set [tls] in the server's settings",
-            ProbeError.CLIENT_CERTIFICATE: f"try it with the certificate of a client: {_CURL} {result.url}/v2/",
-            ProbeError.TLS_ENDED: "if it requires a client certificate (tls.client_auth), try it with one: "
-            f"{_CURL} {result.url}/v2/; otherwise look at the log of the server or proxy",
-            ProbeError.NO_HTTP: "use https:// in the address, if the server has [tls]",
+            ProbeError.CLIENT_CERTIFICATE: f"use a client certificate: `{_CURL_WITH_CERTIFICATE} {result.url}/v2/`",
+            ProbeError.TLS_ENDED: "if the server requires a client certificate (tls.client_auth), send a request with "
+            f"one: `{_CURL_WITH_CERTIFICATE} {result.url}/v2/`; otherwise look at the log of the server or proxy",
+            ProbeError.NO_HTTP: "if the server has [tls] in its settings, use https:// in the address",
         }
         what = f"{result.url} does not answer this machine: {result.error.value}"
         make_finding = warning if result.error is ProbeError.CLIENT_CERTIFICATE else problem
@@ -223,13 +223,13 @@ def probe_findings(check: str, result: ProbeResult) -> list[Finding]:
     if not result.is_registry:
         what = f"{result.url} is no registry: GET /v2/ answers {result.status}"
         advice = "let the proxy pass all paths to Entrepot, or correct the address"
-        return [problem(check, what, "another server answers, or a proxy that does not pass /v2/ on", advice)]
+        return [problem(check, what, "another server answers, or a proxy does not pass /v2/ on", advice)]
     return []
 
 
 def _same_host_and_port(first_url: str, second_url: str) -> bool:
-    """Returns whether two URLs have the same host and port. Returns False if one of them is not a valid URL. All
-    loopback hosts count as the same host."""
+    """Returns whether two URLs have the same host and port. All loopback hosts count as the same host. Returns False if
+    a URL is not valid."""
     try:
         first_parts, second_parts = urlsplit(first_url), urlsplit(second_url)
         first_port, second_port = first_parts.port, second_parts.port

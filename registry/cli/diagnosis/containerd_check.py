@@ -121,13 +121,13 @@ def _check_separate_containerd(files: ClientFiles, target: TargetRegistry) -> li
 def _load(files: ClientFiles, file: str) -> ContainerdConfig | None:
     """Returns the configuration in the file with the path `file`, merged with the files that the setting `imports`
     names. Returns None if there is no such file. Raises FileUnusable."""
-    document = files.toml(file)
+    document = files.read_toml(file)
     if document is None:
         return None
     merged = _plugins(file, document)
     for pattern in _text_list(file, document, "imports"):
         for path in _imported_paths(files, pattern):
-            for plugin, settings in _plugins(path, files.toml(path) or {}).items():
+            for plugin, settings in _plugins(path, files.read_toml(path) or {}).items():
                 merged[plugin] = {**merged.get(plugin, {}), **settings}
     version = document.get("version", 1)
     if not isinstance(version, int):

@@ -43,7 +43,7 @@ def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, t
         ]
     file = f"{folder}/hosts.toml"
     try:
-        document = files.toml(file)
+        document = files.read_toml(file)
     except FileUnusable as error:
         return [error.finding]
     if document is None:
@@ -82,7 +82,7 @@ def check_own_host(files: ClientFiles, directories: list[str], target: TargetReg
         return [ok(CHECK, f"containerd reaches {address.host} by plain HTTP, because it is on this machine")]
     folder = _folder_of_host(files, directories, address.host)
     try:
-        document = files.toml(f"{folder}/hosts.toml") if folder else None
+        document = files.read_toml(f"{folder}/hosts.toml") if folder else None
     except FileUnusable as error:
         return [error.finding]
     entries = (document or {}).get("host")

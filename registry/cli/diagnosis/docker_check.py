@@ -30,7 +30,7 @@ def check_docker(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
     for Docker Hub."""
     file = files.first_existing(*_FILES) or _FILES[0]
     try:
-        daemon = files.json(file)
+        daemon = files.read_json(file)
     except FileUnusable as error:
         return [error.finding]
     findings: list[Finding] = []

@@ -156,13 +156,13 @@ def _proxies_from_systemd(files: ClientFiles) -> _Proxies | None:
     variables: dict[str, tuple[str, str]] = {}  # variable -> its value, and the file that sets it
     environment_files: list[str] = []
     for path in [*([] if unit is None else [unit]), *(drop_ins[key] for key in sorted(drop_ins))]:
-        for key, value in _unit_settings(files.text(path) or ""):
+        for key, value in _unit_settings(files.read_text(path) or ""):
             if key == "Environment":
                 variables = {**variables, **_assignments(value, path)} if value else {}
             elif key == "EnvironmentFile":
                 environment_files = [*environment_files, value.removeprefix("-")] if value else []
     for path in environment_files:  # these files override `Environment`
-        for line in (files.text(path) or "").splitlines():
+        for line in (files.read_text(path) or "").splitlines():
             if not line.lstrip().startswith(("#", ";")):
                 variables |= _assignments(line, path)
 
@@ -199,7 +199,7 @@ def _proxies_in_user_config(files: ClientFiles) -> _Proxies | None:
     """Returns the proxies in the user's config.json; None if config.json sets no proxies. Raises FileUnusable."""
     if files.home is None:
         return None
-    proxies = (files.json(_USER_CONFIG) or {}).get("proxies")
+    proxies = (files.read_json(_USER_CONFIG) or {}).get("proxies")
     default = proxies.get("default") if isinstance(proxies, dict) else None
     if not isinstance(default, dict):
         return None

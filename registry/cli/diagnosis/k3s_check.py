@@ -64,7 +64,7 @@ def check_k3s(files: ClientFiles, target: TargetRegistry, distribution: Kubernet
     `target`: describes this registry."""
     file = distribution.file
     try:
-        document = replace(files, program=distribution.name).yaml(file)
+        document = replace(files, program=distribution.name).read_yaml(file)
         mirrors, configs = _mapping(distribution, document, "mirrors"), _mapping(distribution, document, "configs")
     except FileUnusable as error:
         return [error.finding]

@@ -85,7 +85,7 @@ def _load_entries(files: ClientFiles) -> tuple[list[RegistryEntry], str | None]:
     entries: dict[str, RegistryEntry] = {}
     old_file = None
     for name in names:
-        document = files.toml(name) or {}
+        document = files.read_toml(name) or {}
         if isinstance(tables := document.get("registries"), dict) and any(tables.get(key) for key in _V1_KEYS):
             old_file = old_file or name
         for values in document.get("registry") or []:
@@ -227,7 +227,7 @@ def _has_login(files: ClientFiles, host: str) -> bool:
     """Returns whether podman has a login for the host. Ignores a file that cannot be read or parsed."""
     for name in ("~/.config/containers/auth.json", "~/.docker/config.json", "/run/containers/0/auth.json"):
         try:
-            logins = (files.json(name) or {}).get("auths")
+            logins = (files.read_json(name) or {}).get("auths")
         except FileUnusable:
             continue
         if isinstance(logins, dict) and any(key == host or key.startswith(f"{host}/") for key in logins):

@@ -40,7 +40,8 @@ def doctor(
     mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the findings, and ends the command with exit code 1 if one is a problem."""
+    """Prints the findings, and ends the command: with exit code 1 if at least one finding is a problem, otherwise with
+    exit code 0."""
     from registry.cli.diagnosis.finding import problem
     from registry.cli.diagnosis.finding_output import print_findings
     from registry.config.settings_sources import ConfigError, load_settings
@@ -49,7 +50,7 @@ def doctor(
     try:
         loaded = load_settings({name: value for name, value in flags.items() if value}, config)
     except ConfigError as error:
-        next_step = "correct it; entrepot config shows all settings and where each comes from"
+        next_step = "correct the setting; `entrepot config` shows all settings and where each comes from"
         findings = [problem("settings", str(error), "the server does not start", next_step)]
         raise typer.Exit(print_findings(findings, as_json=as_json)) from None
     raise typer.Exit(print_findings(diagnose(loaded, config, offline=offline), as_json=as_json))
@@ -78,8 +79,7 @@ def diagnose(
     settings, address = loaded.settings, registry_address(loaded.settings)
     has_file = config is not None or bool(os.environ.get(CONFIG_VARIABLE))
     findings = settings_findings(settings, loaded.warnings, has_file=has_file)
-    # This check runs in the current thread, because `become_owner` below has to be called while there is no other
-    # thread.
+    # Runs in this thread: `become_owner` below has to be called while there is no other thread.
     findings += run_interruptible(
         run_checks({"certificate": partial(_in_this_thread, certificate_findings, settings, address.url, clock())})
     )
@@ -105,8 +105,9 @@ def diagnose(
 def _checks(
     settings: Settings, dates: dict[str, tuple[str, float]], *, offline: bool, clock: Callable[[], float]
 ) -> dict[str, Check]:
-    """Returns the checks of the server and the upstreams, by name. The checks of upstreams fill `dates`. It maps the
-    URL of an endpoint to the Date header of a response and the time at which the response arrived."""
+    """Returns the checks of the server and the upstreams, by name. The checks of the upstreams add entries to `dates`:
+    the key is the URL of an endpoint, and the value is the Date header of a response and the response's arrival time in
+    seconds since 1970."""
     from registry.cli.diagnosis.server_checks import ServerCheck, hashing_findings, open_files_findings
     from registry.clients.registry_address import registry_address
 
@@ -151,8 +152,8 @@ async def _in_this_thread(
 
 
 def _client_checks(settings: Settings) -> dict[str, Check]:
-    """Returns the checks of the client programs of this machine, by name. Returns no checks if the registry has no
-    mirrors, or if its port is not known (port 0)."""
+    """Returns the checks of the client programs of this machine, by name. Returns no checks if the registry mirrors no
+    hosts, or if the registry's port is not known (port 0)."""
     from registry.cli.diagnosis.client_check import installed_programs
     from registry.clients.client_setup import mirrored_hosts
     from registry.clients.registry_address import registry_address
@@ -168,8 +169,9 @@ def _client_checks(settings: Settings) -> dict[str, Check]:
 
 
 def _client_findings(settings: Settings, program: str) -> list[Finding]:
-    """Returns the findings about a client program of this machine. If something is wrong, returns only one warning,
-    with the text of the first bad finding. It returns no problem, because a client need not use this registry."""
+    """Returns the findings about a client program of this machine. If any finding is a warning or a problem, returns
+    one warning, with the text of the first of these findings. A client need not use this registry, so this function
+    never returns a problem."""
     from registry.cli.diagnosis.client_check import check_client
     from registry.cli.diagnosis.finding import Level, warning
     from registry.clients.client_setup import mirrored_hosts
@@ -180,5 +182,5 @@ def _client_findings(settings: Settings, program: str) -> list[Finding]:
     first_bad = next((finding for finding in findings if finding.level is not Level.OK), None)
     if first_bad is None:
         return findings
-    next_step = f"entrepot client check {program} says what to write, if {program} shall use this registry"
+    next_step = f"if {program} shall use this registry, `entrepot client check {program}` says what to write"
     return [warning(f"client {program}", first_bad.what, first_bad.why, next_step)]

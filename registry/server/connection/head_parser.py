@@ -16,7 +16,7 @@ import httptools
 from registry.asgi import Scope
 from registry.server.connection.context import ConnectionContext
 from registry.server.connection.request_reports import partial_scope
-from registry.server.http1.error_responses import RefusedRequest, head_too_large
+from registry.server.http1.error_responses import RefusedRequest, head_too_large_error
 from registry.server.http1.request_head import body_length, fill_scope, find_head_end
 from registry.server.http1.response_head import Headers
 from registry.server.server_limits import MIN_HEADER_COST
@@ -141,7 +141,7 @@ class HeadParser:
         is longer than half the limit and no header was parsed yet, the error says that the request target is too long.
         Otherwise, the error says that the headers are too large."""
         is_target_too_long = self.is_in_head and not self._headers and len(self._target) * 2 > self._limit
-        return head_too_large(self._limit, is_target_too_long=is_target_too_long)
+        return head_too_large_error(self._limit, is_target_too_long=is_target_too_long)
 
     # Called by httptools
 

@@ -1,11 +1,10 @@
 """Memory into which the transport receives request bodies. The kernel writes the bytes of a body to this memory, and
-the application gets them from there without another copy. Only tiny chunks are copied, to join them.
+the application reads the bytes there without another copy. Only tiny chunks are copied: the server joins them.
 
-A body has buffers of its own. Each buffer is written once and never reused. The application gets memory views of parts
-of a buffer, and the buffer is freed when the last view is freed. So the application does not have to return buffers.
+Each body has its own buffers. A buffer is written once and never reused. The application gets memory views of a buffer,
+and Python frees the buffer when the last view is freed.
 
-Heads of requests need no such buffers: all connections of a worker receive heads into one shared buffer, which is
-parsed after each read. So an idle connection has no buffer.
+All connections of a worker receive the heads of requests into one shared buffer. An idle connection has no buffer.
 """
 
 from __future__ import annotations
@@ -18,24 +17,25 @@ from registry.server.kernel import uninitialized_bytearray
 BODY_EXTENSION = "entrepot.body"
 """Key in `scope["extensions"]` of a request with a body. The value is a dictionary of functions:
 
-- `receive` waits for the next part of the body, and returns it without copying it.
-- `take_whole` returns the whole body without copying it, if the whole body was received already.
+- `receive` waits for the next part of the body, and returns this part without copying it.
+- `take_whole` returns the whole body without copying it; None if bytes of the body are still missing.
 - `is_disconnected` returns whether the client has disconnected."""
 HEAD_BUFFER_BYTES = 16 * 1024
-"""Size of the buffer for the heads of requests. A read can contain several requests (pipelining), and the server keeps
-the bytes after the first request until it has answered the first request. A small buffer limits this memory."""
+"""Size of the buffer for the heads of requests. One read can contain several requests (pipelining). The server keeps
+the bytes after the first request until it has answered the first request, and this size limits how many it keeps."""
 MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 64 * 1024, 1024 * 1024
-"""Size of a body's first buffer, and the maximum for its other buffers.
+"""The smallest and the largest usual size of a buffer for a body:
 
-- Each new buffer of a body is usually twice as large as the previous buffer, up to the maximum.
-- While the body comes in tiny chunks, or the worker receives more than `MAX_LARGE_BODIES` bodies, new buffers have
-  `MIN_BUFFER_BYTES`.
-- If the length of a body is declared, no buffer is larger than the rest of the body."""
-MAX_LARGE_BODIES = 16
-"""While a worker receives more bodies than this, new buffers have `MIN_BUFFER_BYTES`, so that clients that send many
-bodies slowly do not keep too much memory in use."""
+- The first buffer of a body has `MIN_BUFFER_BYTES`. Each further buffer is twice as large as the previous one, up to
+  `MAX_BUFFER_BYTES`.
+- While the body is fragmented, or the worker receives more than `MAX_BODIES_WITH_LARGE_BUFFERS` bodies, new buffers
+  have `MIN_BUFFER_BYTES`.
+- If the request declares the length of its body, no buffer is larger than the bytes that are still missing."""
+MAX_BODIES_WITH_LARGE_BUFFERS = 16
+"""While a worker receives more bodies than this, new buffers have `MIN_BUFFER_BYTES`. This limits the memory of a
+worker whose clients send slowly."""
 _SMALL_CHUNK_BYTES = 1024
-"""A body is fragmented if its chunks are smaller than this on average."""
+"""A body is *fragmented* if the chunks that were parsed last are smaller than this on average."""
 
 
 class IncomingBodies:
@@ -46,22 +46,22 @@ class IncomingBodies:
 
     @property
     def requires_small_buffers(self) -> bool:
-        """True if the worker receives more than `MAX_LARGE_BODIES` bodies. Each body may then take only about
-        `MIN_BUFFER_BYTES`."""
-        return self.count > MAX_LARGE_BODIES
+        """Whether new buffers must have `MIN_BUFFER_BYTES`: the worker receives more than
+        `MAX_BODIES_WITH_LARGE_BUFFERS` bodies."""
+        return self.count > MAX_BODIES_WITH_LARGE_BUFFERS
 
 
 class BodyBuffer:
-    """The memory into which the body of one request is received: one buffer after the other. Separates the body from
-    its *framing*, such as the sizes of chunks, and from the bytes after the body's end.
+    """The memory into which the body of one request is received. Separates the body from its *framing*, such as the
+    sizes of chunks, and from the bytes after the body's end.
 
-    If a read contains many tiny chunks, they are parsed in several steps, so that other connections get their turn
-    between two steps. The bytes that wait for the next step are the *unparsed* bytes.
+    One call parses only a limited number of chunks, so that other connections get their turn between two calls. The
+    bytes that remain for the next call are the *unparsed* bytes.
     """
 
     def __init__(self, framing: Framing, incoming: IncomingBodies | None = None) -> None:
-        """`framing` parses the framing of the body. `incoming` is the worker's count of bodies; if it is None, the body
-        is not counted. The count includes this body until the body is complete or this object is freed."""
+        """`framing`: parses the framing of the body. `incoming`: counts this body until the body is complete or this
+        object is freed; None: nothing counts the body."""
         self._framing = framing
         self._incoming = incoming or IncomingBodies()
         self._incoming.count += 1
@@ -71,8 +71,8 @@ class BodyBuffer:
         self._filled_bytes = 0  # how many bytes of `_buffer` were received
         self._unparsed: deque[memoryview] = deque()
         self.is_fragmented = False
-        """Whether the bytes parsed last contained tiny chunks. Tiny chunks take much time to parse, so the next reads
-        are small while this is True."""
+        """Whether the body is fragmented (see `_SMALL_CHUNK_BYTES`). If so, the next reads are small, because tiny
+        chunks take much time to parse."""
 
     @property
     def is_complete(self) -> bool:
@@ -81,13 +81,13 @@ class BodyBuffer:
 
     @property
     def has_unparsed(self) -> bool:
-        """Whether there are unparsed bytes. To parse them, call `parse_unparsed`, or `parse_received` with 0, in a
-        later iteration of the event loop."""
+        """Whether there are unparsed bytes. To parse some of them, call `parse_unparsed` in a later iteration of the
+        event loop."""
         return bool(self._unparsed)
 
     def get_memory(self) -> memoryview:
-        """Returns the memory into which the next bytes are to be received. It is a part of the current buffer, or of a
-        new buffer if the current one is full."""
+        """Returns the memory for the next received bytes: a part of the current buffer, or a part of a new buffer if
+        the current buffer is full."""
         if self._filled_bytes == len(self._buffer):
             self._buffer = memoryview(uninitialized_bytearray(self._framing.bytes_to_receive(self._next_buffer_bytes)))
             self._filled_bytes = 0
@@ -106,26 +106,26 @@ class BodyBuffer:
             self._incoming.count -= 1
 
     def parse_received(self, count: int) -> tuple[list[memoryview], memoryview]:
-        """Parses `count` bytes that were received into the memory that `get_memory` returned. If `count` is 0, parses
-        some of the unparsed bytes; call it with 0 only if there are any.
+        """Parses `count` bytes that were received into the memory that `get_memory` returned. If `count` is 0, does the
+        same as `parse_unparsed`.
 
-        Returns the parts of the body in the parsed bytes, and the bytes after the body's end. If the body is not
-        complete, there are no bytes after its end. Raises RefusedRequest if the framing is malformed.
+        Returns two values: the parts of the body that were parsed, and the bytes after the body's end. While the body
+        is not complete, the second value is empty. Raises RefusedRequest if the framing is malformed.
         """
         if not count:
             return self.parse_unparsed()
         start = self._filled_bytes
         self._filled_bytes += count
-        return self.parse(self._buffer[start : self._filled_bytes])
+        return self.parse_other_memory(self._buffer[start : self._filled_bytes])
 
-    def parse(self, data: memoryview) -> tuple[list[memoryview], memoryview]:
-        """Parses `data`, which may be in any memory. If there are unparsed bytes, only adds `data` to them. Returns and
-        raises the same as `parse_received`."""
+    def parse_other_memory(self, data: memoryview) -> tuple[list[memoryview], memoryview]:
+        """Parses `data`, which need not be in the memory that `get_memory` returned. If there are unparsed bytes, adds
+        `data` to them and parses nothing. Returns and raises the same as `parse_received`."""
         self._unparsed.append(data)
         return self.parse_unparsed() if len(self._unparsed) == 1 else ([], memoryview(b""))
 
     def parse_unparsed(self) -> tuple[list[memoryview], memoryview]:
-        """Parses some of the unparsed bytes; call it only if there are any. Returns and raises the same as
+        """Parses some of the unparsed bytes. Call it only if `has_unparsed` is True. Returns and raises the same as
         `parse_received`."""
         pieces: list[memoryview] = []
         data = self._unparsed.popleft()

@@ -224,7 +224,7 @@ class RequestReader:
         the length of `data` if the body does not end in `data`."""
         assert self._body_buffer is not None
         try:
-            pieces, bytes_after_body = self._body_buffer.parse(memoryview(data)[offset:])
+            pieces, bytes_after_body = self._body_buffer.parse_other_memory(memoryview(data)[offset:])
         except RefusedRequest as refused:
             self._refuse(refused)
             return offset

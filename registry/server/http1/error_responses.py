@@ -1,6 +1,7 @@
-"""Error responses that the server sends itself, without calling the application, such as 400 for a malformed request.
+"""Error responses that the server sends without calling the application, such as 400 for a malformed request.
 
-Their bodies have the error format of the distribution spec. The connection is closed after such a response.
+The body of such a response has the error format of the distribution spec. The server closes the connection after it has
+sent the response.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from registry.server.http1.response_head import STATUS_LINES, Headers, header_pa
 
 
 class RefusedRequest(Exception):
-    """The server refuses a request. It responds with `status` and with an error body that contains `message`, and
-    closes the connection."""
+    """The server refuses a request. It sends an error response with the status `status` and with `message` in the body,
+    and closes the connection."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
         self.status = status
@@ -21,9 +22,9 @@ class RefusedRequest(Exception):
         super().__init__(message)
 
 
-def head_too_large(max_bytes: int, *, is_target_too_long: bool) -> RefusedRequest:
-    """Returns the error for a request head of more than `max_bytes` bytes: status 414 if its request target is too
-    long, otherwise 431."""
+def head_too_large_error(max_bytes: int, *, is_target_too_long: bool) -> RefusedRequest:
+    """Returns the error for a request whose head has more than `max_bytes` bytes. `is_target_too_long`: whether the
+    request target makes the head too large. If so, the status is 414, otherwise 431."""
     if is_target_too_long:
         return RefusedRequest(
             HTTPStatus.REQUEST_URI_TOO_LONG, f"the request target is too long: it may have at most {max_bytes} bytes"
@@ -35,7 +36,8 @@ def head_too_large(max_bytes: int, *, is_target_too_long: bool) -> RefusedReques
 
 
 def error_headers(body: bytes) -> Headers:
-    """Returns the headers of an error response with the given body, without the headers that all responses have."""
+    """Returns the headers of an error response with the body `body`. The list does not contain the headers that all
+    responses have."""
     return [
         (b"docker-distribution-api-version", b"registry/2.0"),
         (b"content-type", b"application/json"),
@@ -50,7 +52,7 @@ def error_body(message: str, *, code: str = "UNSUPPORTED") -> bytes:
 
 
 def error_response(refused: RefusedRequest, default_headers: Headers) -> bytes:
-    """Returns the complete response, head and body, that refuses a request. `default_headers` are the headers with
-    which every response of the server begins."""
+    """Returns the head and the body of the response to a refused request. `default_headers`: the first headers of every
+    response of the server."""
     body = error_body(refused.message)
     return b"".join([STATUS_LINES[refused.status], *header_parts(default_headers + error_headers(body)), b"\r\n", body])

@@ -1,6 +1,5 @@
-"""`SingleProcessReloads`: reloads of the configuration of a server with one worker. A server with one worker is a
-single process. A server with several workers has a supervisor: the parent process that starts and replaces the
-workers."""
+"""`SingleProcessReloads`: reloads the configuration of a server with one worker. Such a server is a single process,
+without a supervisor (the parent process that starts and replaces several workers)."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from registry.server.process.worker import RunCommand
 from registry.server.server_log import log
 
 _NO_RESTART = (
-    "a server with one worker cannot replace this worker without a pause: set workers = 2 or more, or stop the server "
+    "a server with one worker cannot replace its worker without a pause: set workers = 2 or more, or stop the server "
     "and start it again"
 )
 
@@ -25,13 +24,13 @@ _NO_RESTART = (
 class SingleProcessReloads:
     """Handles SIGHUP, SIGUSR2 and the requests on the control socket:
 
-    - SIGHUP or a request `reload` reloads the configuration. One reload runs at a time. All requests during a reload
-      lead to one more reload.
-    - SIGUSR2 or a request `restart` is refused, because a restart would replace the worker process."""
+    - SIGHUP and the request `reload` reload the configuration. One reload runs at a time. After a reload, one more
+      reload answers all requests that arrived during the reload.
+    - SIGUSR2 and the request `restart` are refused: without a supervisor, no process can replace the worker."""
 
     def __init__(self, change_options: LiveChangeOptions, on_ready: Callable[[], None]) -> None:
-        """Opens the control socket. Create this object before the process has threads, because the constructor changes
-        the umask for a moment. `on_ready`: a function that `announce_ready` calls."""
+        """Opens the control socket. Call this before the process has threads, because it changes the umask for a
+        moment. `on_ready`: called when the server is ready."""
         self._change_options = change_options
         self._listener = None if change_options.control is None else listen_for_control(change_options.control)
         self._identity = None if change_options.control is None else file_identity(change_options.control)
@@ -42,14 +41,14 @@ class SingleProcessReloads:
         self._run_command: RunCommand | None = None
 
     def announce_ready(self) -> None:
-        """Tells the service manager that the server is ready, and calls `on_ready`. The worker calls `announce_ready`
-        when the worker accepts connections."""
+        """Tells the service manager that the server is ready, and calls `on_ready`. Called when the worker accepts
+        connections."""
         self._change_options.notifier.report_ready("1 worker serves")
         self._on_ready()
 
     def start(self, loop: asyncio.AbstractEventLoop, run_command: RunCommand) -> Callable[[], None]:
         """Starts to handle the signals and the requests on the control socket. `run_command`: runs a command in the
-        worker. Returns a function that ends the handling and closes the control socket."""
+        worker. Returns a function that stops the handling and closes the control socket."""
         self._run_command = run_command
         loop.add_signal_handler(signal.SIGHUP, self._request_reload, no_reply)
         loop.add_signal_handler(signal.SIGUSR2, self._refuse_restart, no_reply)
@@ -73,7 +72,7 @@ class SingleProcessReloads:
         return end
 
     def close(self) -> None:
-        """Removes the control socket. May be called repeatedly."""
+        """Closes the control socket and removes its file. May be called repeatedly."""
         listener, self._listener = self._listener, None
         if self._control is not None:
             self._control.close()
@@ -118,8 +117,8 @@ class SingleProcessReloads:
 
         - `configuration_source.propose` reads and checks the new configuration.
         - The worker's command `prepare` opens the new configuration.
-        - `configuration_source.accept` puts the new configuration in force. If this fails, the worker's command
-          `discard` drops the new configuration.
+        - `configuration_source.accept` puts the new configuration in force. If `accept` fails, the worker's command
+          `discard` drops the new configuration, and the reload has failed.
         - The worker's command `switch` makes the worker use the new configuration.
 
         Raises the errors of `switch` and `discard`."""

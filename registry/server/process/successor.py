@@ -1,12 +1,11 @@
 """Replaces a running server by a new version of its program.
 
-First, the supervisor (the parent process of the workers) starts a second process, in which the new version *checks*
-whether it can take over. If it cannot, the old version continues unchanged. Otherwise the supervisor executes the new
-version in its own process (execve(2)).
+First, the supervisor (the parent process of the workers) starts a process of the new version for the *check*: this
+process checks whether the new version can take over. If the check fails, the old version continues unchanged. If it
+succeeds, the supervisor executes the new version in the supervisor's own process (execve(2)).
 
-The supervisor's process keeps its pid, its child processes and the files that the old version passes on. So a service
-manager, container or terminal that watches the process notices no change. The workers of the old version continue to
-serve until the new version has replaced them.
+The supervisor's process keeps its pid, its child processes, and the open files that the old version hands over. The
+workers of the old version continue to serve until the new version has replaced them.
 """
 
 from __future__ import annotations
@@ -27,43 +26,46 @@ from registry.server.process.worker_pool import SIGNALS
 from registry.server.process.worker_process import WorkerProcess
 
 HANDOVER_VARIABLE: Final = "_ENTREPOT_HANDOVER"
-"""The environment variable with the `Handover`, as JSON."""
+"""The environment variable with the `Handover` or the `CheckTask`, as JSON."""
 _HANDOVER_FORMAT: Final = 2
 """Format number of a handover. A version that does not know the format refuses to take over."""
 _CHECK_SECONDS: Final = 60.0
-"""Longest time that the check may take."""
+"""The longest time for the check."""
 _KEPT_OUTPUT_BYTES: Final = 4096
-"""How many of the last bytes of the check's output are kept."""
+"""How many bytes of the check's output are kept, counted from its end."""
 
 
 @dataclass(frozen=True)
 class Handover:
-    """The data that the old version hands over to the new one. The integers outside `workers` are file descriptors."""
+    """The data that the old version hands over to the new version. Except in `workers`, each integer is a file
+    descriptor."""
 
     sockets: list[int]
     """The listening sockets."""
     alive_pipe: tuple[int, int]
     """The reading and the writing end of the pipe by which the workers notice that the supervisor has ended."""
     control: int | None
-    """The control socket; None if there is none."""
+    """The control socket; None if the server has no control socket."""
     waiting: list[int]
-    """Connections to the control socket that wait for the end of the restart."""
+    """Connections of clients of the control socket that wait for the result of the restart."""
     workers: list[dict[str, Any]]
     """The workers of the old version: the fields of `WorkerProcess` that the new version needs."""
     facts: dict[str, str]
     """Facts about the old version that the new one checks, such as its data directory."""
     counts: tuple[int, str] | None = None
-    """The shared memory with the application's counters: its file descriptor, and a text that identifies its layout."""
+    """The shared memory with the application's counters: its file descriptor, and a text that identifies its layout.
+    None if there is no shared memory."""
 
-    def files(self) -> list[int]:
-        """Returns all descriptors that the new version gets."""
-        files = [*self.sockets, *self.alive_pipe, *self.waiting, *([] if self.control is None else [self.control])]
-        files += [] if self.counts is None else [self.counts[0]]
-        return [*files, *(worker[end] for worker in self.workers for end in ("status_pipe", "commands"))]
+    def descriptors(self) -> list[int]:
+        """Returns all file descriptors that the new version gets."""
+        descriptors = [*self.sockets, *self.alive_pipe, *self.waiting]
+        descriptors += [] if self.control is None else [self.control]
+        descriptors += [] if self.counts is None else [self.counts[0]]
+        return [*descriptors, *(worker[end] for worker in self.workers for end in ("status_pipe", "commands"))]
 
     def adopted_workers(self) -> list[WorkerProcess]:
-        """Returns the workers of the old version. Their `column` is None: it would be a worker's column in the table of
-        connection counts (`PerAddressLimit`), and the new version does not have the table of the old version."""
+        """Returns the workers of the old version. Their `column` is None, because the new version does not have the old
+        version's table of connection counts (`PerAddressLimit`)."""
         return [
             WorkerProcess(
                 pid=worker["pid"],
@@ -97,16 +99,16 @@ def describe_worker(worker: WorkerProcess) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CheckTask:
-    """The task of a process that the old version has started only for the check. `facts`: the facts about the old
-    version (`Handover.facts`)."""
+    """Tells a process of the new version to make the check. `facts`: the facts about the old version
+    (`Handover.facts`)."""
 
     facts: dict[str, str]
 
 
 def take_handover(environment: MutableMapping[str, str]) -> Handover | CheckTask | None:
-    """Returns the handover or the check task that an old version of the program has passed to this process in
-    `environment`; None at an ordinary start. Removes HANDOVER_VARIABLE from `environment`. Raises ChangeRefused
-    if this version does not know the format of the handover."""
+    """Removes HANDOVER_VARIABLE from `environment`, and returns the handover or the check task in it. Returns None if
+    the variable is not set, that is, at an ordinary start. Raises ChangeRefused if this version does not know the
+    format of the handover."""
     text = environment.pop(HANDOVER_VARIABLE, None)
     if text is None:
         return None
@@ -119,14 +121,14 @@ def take_handover(environment: MutableMapping[str, str]) -> Handover | CheckTask
     counts = fields.get("counts")
     pairs = {"alive_pipe": tuple(fields["alive_pipe"]), "counts": None if counts is None else tuple(counts)}
     handover = Handover(**{**fields, **pairs})
-    for file in handover.files():
-        os.set_inheritable(file, False)
+    for descriptor in handover.descriptors():
+        os.set_inheritable(descriptor, False)
     return handover
 
 
 class Successor:
-    """The program that takes over. `command`: the path of the interpreter, and all its arguments. `facts`: the facts
-    about the old version (`Handover.facts`)."""
+    """Starts the new version of the program. `command`: the path of the interpreter, and all its arguments. `facts`:
+    the facts about the old version (`Handover.facts`)."""
 
     def __init__(self, command: Sequence[str], facts: Mapping[str, str]) -> None:
         self.facts = dict(facts)
@@ -149,26 +151,28 @@ class Successor:
         return SuccessorCheck(process)
 
     def execute(self, handover: Handover, must_stop: Callable[[], bool]) -> None:
-        """Executes the new version in this process. Does not return if it succeeds; otherwise raises ChangeRefused.
+        """Executes the new version in this process. Never returns: if the execution fails or `must_stop` returns True,
+        raises ChangeRefused.
 
-        First blocks `SIGNALS` (all signals that the supervisor handles). Then calls `must_stop`, which returns True if
-        this process has received a signal to stop but has not handled it yet. The new version would not get this
-        signal, so in this case the method raises ChangeRefused and does not execute the new version. The new version
-        unblocks `SIGNALS` when it has set its handlers. This method unblocks them before it raises ChangeRefused."""
-        files = handover.files()
+        `must_stop` returns whether this process has received a signal to stop and has not handled the signal yet. The
+        new version would lose the signal.
+
+        Blocks `SIGNALS` (all signals that the supervisor handles) before it calls `must_stop`. The new version unblocks
+        `SIGNALS` when it has set its handlers. If this method raises ChangeRefused, it unblocks `SIGNALS` first."""
+        descriptors = handover.descriptors()
         environment = self._environment({"check": False, "handover": asdict(handover)})
         flush_output()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         if must_stop():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             raise ChangeRefused("the server stops")
-        for file in files:
-            os.set_inheritable(file, True)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)
         try:
             os.execve(self._command[0], self._command, environment)
         except OSError as error:
-            for file in files:
-                os.set_inheritable(file, False)
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             raise ChangeRefused(f"the program cannot be executed: {error}") from None
 
@@ -177,7 +181,8 @@ class Successor:
 
 
 class SuccessorCheck:
-    """A running check: a process of the new version. If the check fails, the process writes the reason to stderr."""
+    """A process of the new version that makes the check. If the check fails, the process writes the reason to
+    stderr."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -185,21 +190,21 @@ class SuccessorCheck:
         self._output_has_ended = False
         assert process.stderr is not None
         self.output_pipe = process.stderr.fileno()
-        """Descriptor of the pipe for the process's stderr: call `read` when it is readable."""
+        """Descriptor of the pipe for the process's stderr. Call `read` when the pipe is readable."""
         os.set_blocking(self.output_pipe, False)
         self.deadline = time.monotonic() + _CHECK_SECONDS
-        """When `outcome` must be called at the latest, in seconds of `time.monotonic`."""
+        """The time by which the caller must call `outcome` again, in seconds of `time.monotonic`."""
 
     def read(self) -> bool:
-        """Reads what the process has written. Returns False at the end of its output."""
+        """Reads what the process has written to stderr. Returns False at the end of the output."""
         data = os.read(self.output_pipe, 65536)
         self._output = (self._output + data)[-_KEPT_OUTPUT_BYTES:]
         self._output_has_ended = self._output_has_ended or not data
         return bool(data)
 
     def outcome(self, now: float) -> ChangeOutcome | None:
-        """Returns whether the new version can take over, as a `ChangeOutcome`; None if the check still runs. Kills the
-        process if the check takes too long. `now`: the time in seconds of `time.monotonic`."""
+        """Returns the result of the check; None if the check still runs. If `deadline` has passed, kills the process
+        and returns a failure. `now`: the time in seconds of `time.monotonic`."""
         if not self._output_has_ended and now < self.deadline:
             return None
         if not self._output_has_ended:
@@ -219,6 +224,6 @@ class SuccessorCheck:
         self._process.wait()
 
     def close(self) -> None:
-        """Closes the pipe."""
+        """Closes the pipe for the process's stderr."""
         if self._process.stderr is not None:
             self._process.stderr.close()

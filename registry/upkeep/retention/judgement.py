@@ -1,5 +1,5 @@
-"""Applies the retention rules of the settings to *hosted* repositories, that is, to repositories to which clients push
-(`RetentionJudge`). Deletes nothing."""
+"""`RetentionJudge`: finds which tags the retention rules of the settings keep. The rules apply only to *hosted*
+repositories, to which clients push. This module deletes nothing."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from storage.retention import MAX_PAGE_ROWS, Retention, TagFacts
 from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags
 
 _REPOSITORIES_PER_PAGE = 500
-"""Number of repositories that one call reads from the store."""
+"""Number of repositories that one read of the store returns."""
 
 
 class NumberedRule(NamedTuple):
-    """A rule, and its number in the settings, counted from 1. `settings`: the rule as the settings state it."""
+    """A rule and its number in the settings, counted from 1. `settings`: the rule itself."""
 
     number: int
     settings: RetentionRule
@@ -32,16 +32,15 @@ class NumberedRule(NamedTuple):
 
 
 class JudgedTag(NamedTuple):
-    """A tag, and the decision of a rule about it."""
+    """A tag, and a rule's decision about the tag."""
 
     tag: TagFacts
     decision: Decision
 
 
 class RetentionJudge:
-    """Finds the rule for a repository, and the decisions of this rule about the repository's tags. `naming` says which
-    repositories are mirrored; no rule applies to mirrored repositories. `immutable_tags`: the tags that no rule can
-    delete."""
+    """Finds the rule for a repository, and this rule's decisions about the repository's tags. `naming`: tells mirrored
+    repositories from hosted ones. `immutable_tags`: the tags that no rule can delete."""
 
     def __init__(
         self,
@@ -57,12 +56,13 @@ class RetentionJudge:
         self._retention = retention
         self.immutable_tags = immutable_tags
         patterns = [NamePattern(pattern) for rule in rules for pattern in rule.repositories]
-        # The first segments of the names of mirrored repositories. A default upstream also serves `library/…`.
+        # Names that begin with one of these segments are mirrored. A default upstream also serves `library/…`.
         mirrored = [*naming.upstreams, *([HUB_LIBRARY] if naming.default else [])]
         self._names = NameSet.of(patterns).without_names_below(mirrored)  # repositories to which a rule can apply
 
     def rule_of(self, repo: RepositoryName) -> NumberedRule | None:
-        """Returns the first rule that matches the repository; None: no rule does, or the repository is mirrored."""
+        """Returns the first rule that matches the repository. Returns None if no rule matches it, or if the repository
+        is mirrored."""
         if self._naming.upstream_of(repo) is not None:
             return None
         matching = (
@@ -72,9 +72,11 @@ class RetentionJudge:
         )
         return next(matching, None)
 
-    async def repositories(self, after: str | None = None) -> AsyncGenerator[tuple[RepositoryName, NumberedRule]]:
-        """Yields each hosted repository that has content and that a rule matches, with the first such rule. Yields the
-        repositories in the order of their names, and begins after the name `after`; None: begins with the first."""
+    async def matched_repositories(
+        self, after: str | None = None
+    ) -> AsyncGenerator[tuple[RepositoryName, NumberedRule]]:
+        """Yields each hosted repository that has content and a rule (`rule_of`), with the rule. Yields the repositories
+        in the order of their names, and begins after the name `after`; None: begins with the first repository."""
         while self.rules:
             page = await self._metadata.repositories(after, _REPOSITORIES_PER_PAGE, self._names)
             for repo in page.items:
@@ -84,7 +86,7 @@ class RetentionJudge:
                 return
             after = page.next_after or page.items[-1]
 
-    async def tags(
+    async def judged_tags(
         self,
         repo: RepositoryName,
         rule: RetentionRule,
@@ -92,12 +94,11 @@ class RetentionJudge:
         after: str | None = None,
         limit: int = MAX_PAGE_ROWS,
     ) -> AsyncGenerator[Sequence[JudgedTag]]:
-        """Yields the tags of a repository in pages of at most `limit` tags, each tag with the decision of the rule at
-        the time `now`. Begins after the name `after`; None: begins with the first tag. All tags of a page are read at
-        the same moment."""
-        # The position of the oldest of the newest `keep_last` tags; None if there are fewer tags.
+        """Yields pages of at most `limit` tags of a repository. Each tag has the rule's decision at the time `now`.
+        Begins after the tag name `after`; None: begins with the first tag. One read of the store returns all tags of a
+        page."""
         oldest_kept = await self._retention.nth_newest(repo, rule.keep_last) if rule.keep_last else None
-        # `keep_pulled_within` counts only time in which a server recorded pulls: nobody can pull while no server runs.
+        # `keep_pulled_within` counts only the time in which a server recorded pulls.
         recorded = await self._retention.recorded_periods()
         pulls_since = recorded.start_of_window(rule.keep_pulled_within, now)
         is_immutable = self.immutable_tags.in_repository(repo)
@@ -118,13 +119,13 @@ class RetentionJudge:
 
 
 class UnmatchedPatterns:
-    """Finds the patterns in the rules that apply to no repository. Such a pattern is probably mistyped."""
+    """Finds the patterns in the rules that match no repository of their rule. Such a pattern is probably mistyped."""
 
     def __init__(self, rules: Sequence[NumberedRule]) -> None:
         self._unmatched = [(rule, NamePattern(pattern)) for rule in rules for pattern in rule.settings.repositories]
 
     def on_repository(self, repo: RepositoryName, rule: NumberedRule) -> None:
-        """Records that `rule` applies to the repository."""
+        """Records that `rule` is the rule of the repository."""
         self._unmatched = [
             (other_rule, pattern)
             for other_rule, pattern in self._unmatched
@@ -132,7 +133,7 @@ class UnmatchedPatterns:
         ]
 
     def warnings(self) -> list[str]:
-        """Returns a warning for each pattern that applied to none of the repositories."""
+        """Returns a warning for each pattern that matches none of the recorded repositories of its rule."""
         return [
             f"rule {rule.number}: the pattern {pattern} applies to no hosted repository with content"
             for rule, pattern in self._unmatched

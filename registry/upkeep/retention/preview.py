@@ -129,7 +129,7 @@ class RetentionPreview:
             await self._preview_repository(repo, self.rule_of(repo), findings)
         else:
             unmatched = UnmatchedPatterns(self.judge.rules)
-            async for listed_repo, rule in self.judge.repositories():
+            async for listed_repo, rule in self.judge.matched_repositories():
                 unmatched.on_repository(listed_repo, rule)
                 await self._preview_repository(listed_repo, rule, findings)
             findings.summary.warnings = unmatched.warnings()
@@ -154,7 +154,7 @@ class RetentionPreview:
         """Returns the lines for at most `limit` tags of the repository that sort after `after`, in the order of their
         names. Raises NameUnknown if no rule applies to the repository."""
         rule = self.rule_of(repo)
-        async with aclosing(self.judge.tags(repo, rule.settings, self._clock(), after, limit)) as pages:
+        async with aclosing(self.judge.judged_tags(repo, rule.settings, self._clock(), after, limit)) as pages:
             async for page in pages:
                 return [_tag_line(repo, rule, judged) for judged in page]
         return []
@@ -164,7 +164,7 @@ class RetentionPreview:
         The page has at most `limit` repositories that sort after `after`. It ends early when `MAX_JUDGED_TAGS` tags are
         judged. Of each repository, only about the first `MAX_JUDGED_TAGS` tags are judged."""
         now, judged_tags, previews = self._clock(), 0, list[PreviewedRepository]()
-        async with aclosing(self.judge.repositories(after)) as repositories:
+        async with aclosing(self.judge.matched_repositories(after)) as repositories:
             async for repo, rule in repositories:
                 if len(previews) == limit or judged_tags >= MAX_JUDGED_TAGS:
                     return Page(previews, True)
@@ -176,7 +176,7 @@ class RetentionPreview:
         """Counts the tags of one repository that the rule would keep and delete. Judges only about the first
         `MAX_JUDGED_TAGS` tags."""
         kept_tags = deleted_tags = 0
-        async with aclosing(self.judge.tags(repo, rule.settings, now)) as pages:
+        async with aclosing(self.judge.judged_tags(repo, rule.settings, now)) as pages:
             async for page in pages:
                 if kept_tags + deleted_tags >= MAX_JUDGED_TAGS:
                     return PreviewedRepository(repo, rule, kept_tags, deleted_tags, False)
@@ -193,7 +193,7 @@ class RetentionPreview:
         judged_tags = 0
         deleted_tags: set[Tag] = set()
         manifests_of_deleted_tags: list[ManifestKey] = []
-        async with aclosing(self.judge.tags(repo, rule.settings, now)) as pages:
+        async with aclosing(self.judge.judged_tags(repo, rule.settings, now)) as pages:
             async for page in pages:
                 if judged_tags >= findings.max_judged:
                     summary.complete = False

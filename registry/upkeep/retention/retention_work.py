@@ -61,7 +61,7 @@ class RetentionWork:
         counts = {name: int(position.get(name, 0)) for name in _COUNTS}
         is_whole_run = not position
         unmatched = UnmatchedPatterns(self._judge.rules)
-        async for repo, rule in self._judge.repositories(position.get("after")):
+        async for repo, rule in self._judge.matched_repositories(position.get("after")):
             unmatched.on_repository(repo, rule)
             await context.report(counts["repositories"], unit="repositories", message=repo)
             await self._handle_repository(context, repo, rule, counts)
@@ -74,7 +74,7 @@ class RetentionWork:
     ) -> None:
         """Deletes tags and untagged manifests of one repository, and adds their numbers to `counts`."""
         now = self._clock()
-        async for page in self._judge.tags(repo, rule.settings, now):
+        async for page in self._judge.judged_tags(repo, rule.settings, now):
             await context.report()
             tags_to_delete = [judged for judged in page if not judged.decision.is_kept]
             deleted = 0

@@ -1,10 +1,10 @@
-"""The state of one partial blob in this process: its open files, its owner, and the ranges of stored bytes
-(`ProcessPartial`).
+"""`ProcessPartial`: the state of one partial blob in this process.
 
-A *partial blob* is a blob that is still being downloaded. Its data file contains the bytes; its state file says which
-of them are stored. To *commit* it, the owner moves the verified data file to the stored blobs (`publish`). A *user* is
-an object that reads or writes the partial blob. All users of this process share one `ProcessPartial`. The *owner* is
-the one user, among all processes, that writes bytes. The process of the owner holds the lock on the state file.
+A *partial blob* is a blob that is still being downloaded. It has two files: the data file contains the bytes, and the
+state file says which bytes are stored. A *user* is an object that reads or writes the partial blob. All users in this
+process share one `ProcessPartial`. Among the users of all processes, only one may write bytes: the *owner*. The
+owner's process holds the lock on the state file. To *commit* the partial blob, the owner verifies the data file and
+moves it to the stored blobs (`publish`).
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from storage.names import Digest
 
 
 class ProcessPartial:
-    """A partial blob in this process. Each user calls `retain` when it starts to use the files and `release` when it
-    stops. The last `release` closes the files.
+    """A partial blob in this process. Each user calls `retain` before it uses the files and `release` afterwards. The
+    last `release` closes the files.
 
-    If the owner is in this process, the stored ranges in `_extents` are up to date. Otherwise they are the ranges that
-    `refresh` last read from the state file.
+    If the owner is in this process, `_extents` is up to date. Otherwise `_extents` has the ranges that `refresh` last
+    read from the state file.
 
-    There are two thread locks. `_lock` guards the attributes and is never held during a system call that may wait for
-    the disk. `_state_file_lock` is held while the state file is written. Such a write may wait for the disk, so the
-    event loop never takes this lock.
+    There are two thread locks. `_lock` guards the attributes. It is never held during a system call that may wait for
+    the disk. `_state_file_lock` is held while the state file is written, which may wait for the disk. The event loop
+    must never take `_state_file_lock`.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class ProcessPartial:
         digest: Digest,
         files: PartialFilePair,
     ) -> None:
-        """`threads`: compute the digest, and close files that were deleted. `waiters`: the tasks that wait for bytes.
-        `files`: the open files, which this object closes."""
+        """`threads`: compute the digest and close deleted files. `waiters`: the tasks that wait for bytes. `files`: the
+        open files; this object closes them."""
         self.digest = digest
         self.size = files.progress.size
         self.data_fd = files.data_fd
         # `PartialWaiters` sets these two attributes.
         self.is_notified = False  # whether `notify` was called since the waiting tasks were last checked
         self.checked_at = 0.0  # when the waiting tasks were last checked, in seconds of the event loop's clock
-        self.flags = CrossProcessFlags(files.state_fd)  # flags that all processes see, such as "a client waits"
+        self.flags = CrossProcessFlags(files.state_fd)
         self._system = system
         self._reserve = reserve
         self._threads = threads
@@ -93,24 +93,24 @@ class ProcessPartial:
         self._owner: object | None = None
         """The owner, if it is a user of this process; otherwise None."""
         self._owner_is_leaving = False
-        """Whether the owner has called `give_up_ownership`, but some of its steps (`owner_step`) are still running."""
+        """Whether the owner has called `give_up_ownership`, and steps (`owner_step`) of the owner are still running."""
         self._running_steps = 0
         """Number of steps of the owner that are running."""
         self._user_count = 0
-        """Number of `retain` calls without a `release` so far, plus the number of running steps."""
+        """Number of uses that keep the files open: `retain` calls without a `release` so far, and running steps."""
         self._has_no_owner = False
-        """Whether the partial blob has no owner in any process. `refresh` updates this value. It also changes when a
-        user in this process becomes the owner, or stops being the owner."""
+        """Whether the partial blob has no owner in any process. Another process's change of the owner is unknown here
+        until the next `refresh`."""
         self._version = 0
-        """Number of changes of the progress (the stored ranges and the status) so far."""
+        """Number of changes to the *progress* (the stored ranges and the status) so far."""
         self._stored_version = 0
-        """The `_version` that is in the state file."""
+        """The `_version` of the progress that is in the state file."""
         self._lock = threading.Lock()
         self._state_file_lock = threading.Lock()
-        self._prefix_digest = self._start_digest()
+        self._prefix_digest = self._new_prefix_digest()
 
-    def _start_digest(self) -> PrefixDigest:
-        """Returns a new computation of the digest, which has not hashed any byte."""
+    def _new_prefix_digest(self) -> PrefixDigest:
+        """Returns a new computation of the digest. It has not hashed any bytes yet."""
         return PrefixDigest(
             self._system,
             self._threads,
@@ -138,7 +138,7 @@ class ProcessPartial:
             return True
 
     def release(self) -> None:
-        """Removes a user. Closes the files if it was the last one."""
+        """Removes a user. Closes the files if no users are left."""
         with self._lock:
             self._user_count -= 1
             if self._user_count:
@@ -157,7 +157,7 @@ class ProcessPartial:
 
     @property
     def still_exists(self) -> bool:
-        """Whether the partial blob exists. False if this process knows that any process has committed or deleted it."""
+        """False if this process knows that any process has committed or deleted the partial blob; otherwise True."""
         return self._status is PartialStatus.INCOMPLETE
 
     @property
@@ -170,7 +170,7 @@ class ProcessPartial:
         return self._owner is user and not self._owner_is_leaving and self.still_exists
 
     def take_ownership(self, user: object, *, has_file_lock: bool = False) -> bool:
-        """Makes `user` the owner if there is no owner in any process, and returns whether `user` is the owner now.
+        """Makes `user` the owner if no process has an owner. Returns whether `user` is the owner after the call.
         `has_file_lock`: whether this process already holds the lock on the state file. Never waits. Raises OSError."""
         with self._lock:
             if not self.still_exists:
@@ -180,15 +180,15 @@ class ProcessPartial:
             if not has_file_lock and not (try_lock_byte(self._state_fd) and self._load_progress()):
                 return False
             self._owner, self._has_no_owner = user, False
-            # Hashes from the first byte again: this process may have hashed bytes that it did not record in the state
-            # file, and a later owner may have written other bytes in their place.
-            self._prefix_digest = self._start_digest()
+            # Hashes again from the first byte: a previous owner may have replaced bytes that this process has hashed
+            # but not recorded in the state file.
+            self._prefix_digest = self._new_prefix_digest()
         self._prefix_digest.start_hashing_if_ready()
         return True
 
     def _load_progress(self) -> bool:
-        """Loads the progress that the previous owner stored, and returns True. Called right after this process has
-        locked the state file. If the partial blob was committed or deleted, unlocks the file and returns False."""
+        """Loads the progress that the previous owner stored, and returns True. If the partial blob was committed or
+        deleted, unlocks the state file and returns False. Called right after this process has locked the state file."""
         progress = read_progress(self._state_fd)
         if progress is not None and progress.status is not PartialStatus.INCOMPLETE:
             self._status = progress.status
@@ -201,7 +201,7 @@ class ProcessPartial:
         return True
 
     def give_up_ownership(self, user: object) -> None:
-        """If `user` is the owner, ends its ownership as soon as its running steps have ended."""
+        """Ends the ownership of `user` when no more steps are running. Does nothing if `user` is not the owner."""
         with self._lock:
             if self._owner is not user:
                 return
@@ -210,7 +210,7 @@ class ProcessPartial:
                 self._remove_owner()
 
     def _remove_owner(self) -> None:
-        """Unlocks the state file, so that another user can become the owner, and wakes the waiters."""
+        """Unlocks the state file and wakes the waiters. Another user can then become the owner."""
         self._owner, self._owner_is_leaving = None, False
         self._has_no_owner = True
         self._prefix_digest.stop()
@@ -245,8 +245,8 @@ class ProcessPartial:
         if self._owner is not None:
             return
         with as_storage_errors():
-            # Looks for an owner before it reads the progress. In the other order, an owner could store progress and
-            # leave between the two calls, and `stored_until` would raise PartialBlobLost for bytes that are stored.
+            # Checks the lock before it reads the progress. In the other order, an owner could store bytes and leave
+            # between the two calls. `stored_until` would then raise PartialBlobLost for these bytes.
             has_no_owner = not is_byte_locked(self._state_fd)
             progress = read_progress(self._state_fd)
         with self._lock:
@@ -259,9 +259,9 @@ class ProcessPartial:
                     self._extents = Extents(progress.extents)
 
     def stored_until(self, offset: int) -> int | None:
-        """Returns the offset of the first missing byte after `offset`, or `size` if the blob is committed. Returns None
-        if the byte at `offset` itself is missing, or if `offset` is equal to `size` and the blob is not committed yet.
-        Raises PartialBlobLost (no owner is left to download the byte), DigestInvalid."""
+        """Returns the end of the stored bytes from `offset`: the offset of the first missing byte, or `size` if the
+        blob is committed. Returns None if the byte at `offset` is missing, or if `offset` is `size` and the blob is
+        not committed. If it would return None, but no owner is left, raises PartialBlobLost. Raises DigestInvalid."""
         with self._lock:
             if self._status is PartialStatus.COMMITTED:
                 return self.size
@@ -288,7 +288,7 @@ class ProcessPartial:
 
     @property
     def owner_failures(self) -> PartialFailures:
-        """The failures that owners have reported. Raises StorageFailed."""
+        """The failures that owners have reported (`report_failure`). Raises StorageFailed."""
         with as_storage_errors():
             return read_failures(self._state_fd)
 
@@ -306,9 +306,9 @@ class ProcessPartial:
     # Steps of the owner. They block; call them inside `owner_step`.
 
     def write_at(self, offset: int, data: memoryview) -> None:
-        """Writes `data` at `offset`. Skips bytes that are already stored or that another thread is writing: stored
-        bytes must never change, because a user may have read them. Raises SizeInvalid and StorageFailed. On a full
-        disk, deletes the partial blob and raises StorageFull."""
+        """Writes `data` at `offset`. Skips bytes that are stored or that another thread is writing. Stored bytes must
+        never change: a user may have read them. Raises SizeInvalid and StorageFailed. If the disk is full, deletes the
+        partial blob and raises StorageFull."""
         stop = offset + len(data)
         if offset < 0 or stop > self.size:
             raise SizeInvalid(f"the blob has {self.size} bytes; {offset} to {stop} lie outside")
@@ -318,7 +318,7 @@ class ProcessPartial:
             for part in new_parts:
                 self._being_written.add(*part)
         try:
-            # `may_use_min_free`: skips the check of `MinFreeSpace`, which `open_file_pair` made for the whole blob.
+            # `may_use_min_free`: `open_file_pair` has checked `MinFreeSpace` for the whole blob.
             self._reserve.require_free_space(may_use_min_free=True)
             with as_storage_errors():
                 self._write(offset, data, new_parts)
@@ -330,8 +330,8 @@ class ProcessPartial:
         self._prefix_digest.start_hashing_if_ready()
 
     def _write(self, offset: int, data: memoryview, parts: list[Extent]) -> None:
-        """Writes the `parts` of `data`, and adds them to the stored bytes. `offset`: position of the first byte of
-        `data` in the blob. `parts`: ranges of positions in the blob."""
+        """Writes parts of `data`, and adds them to the stored ranges. `offset`: the position of `data` in the blob.
+        `parts`: the ranges to write, as positions in the blob."""
         is_written = False
         try:
             for start, stop in parts:
@@ -359,25 +359,25 @@ class ProcessPartial:
             self._stored_version = version
 
     def report_failure(self, reason: str) -> None:
-        """Stores in the state file that a download of this partial blob has failed, and why. Raises OSError."""
+        """Counts a failed download of this partial blob in the state file, and stores the reason. Raises OSError."""
         failures = PartialFailures(read_failures(self._state_fd).count + 1, reason)
         write_fully(self._system, self._state_fd, memoryview(encode_failures(failures)), PROGRESS_RECORD_SIZE)
 
     def finish_digest(self) -> Digest:
-        """Returns the digest of the whole data file. Call it when no byte is missing. Raises OSError, also if the file
-        does not have the size of the blob."""
+        """Returns the digest of the whole data file. Call it when no byte is missing. Raises OSError; one cause is that
+        the file does not have the size of the blob."""
         digest = self._prefix_digest.finish()
         if (length := os.fstat(self.data_fd).st_size) != self.size:
             raise OSError(f"the file has {length} bytes, not {self.size}")
         return digest
 
     def sync(self) -> None:
-        """Makes the bytes durable. Raises OSError."""
+        """Makes the bytes in the data file durable. Raises OSError."""
         self._system.sync(self.data_fd)
 
     def publish(self, target: Path) -> None:
-        """Moves the synced data file durably to `target`, the path of the blob's file. If a previous owner has moved it
-        there and then died, only makes the move durable. Raises OSError."""
+        """Moves the synced data file to `target`, the path of the stored blob, and makes the move durable. If a
+        previous owner has already moved the file, only makes the move durable. Raises OSError."""
         try:
             self._system.rename(self._paths.data, target)
         except FileNotFoundError:
@@ -386,8 +386,8 @@ class ProcessPartial:
         sync_directory(self._system, target.parent)
 
     def end(self, final_status: PartialStatus) -> None:
-        """Ends the partial blob: stores the final status, deletes its files in `partials/`, and wakes all waiters. Does
-        not delete a data file that `publish` has moved. Raises nothing."""
+        """Stores the final status, deletes the files of the partial blob in `partials/`, and wakes all waiters. Keeps a
+        data file that `publish` has moved. Raises nothing."""
         with self._state_file_lock:
             with self._lock:
                 if not self.still_exists:

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.server.connection.receive_buffers import (
+    MAX_BODIES_WITH_LARGE_BUFFERS,
     MAX_BUFFER_BYTES,
-    MAX_LARGE_BODIES,
     MIN_BUFFER_BYTES,
     BodyBuffer,
     IncomingBodies,
@@ -300,17 +300,19 @@ def test_many_bodies_have_small_buffers() -> None:
     """While the server receives many bodies, new buffers are small, so that clients that stop sending occupy little
     memory."""
     incoming = IncomingBodies()
-    bodies = [BodyBuffer(LengthFraming(10 * MAX_BUFFER_BYTES), incoming) for _ in range(MAX_LARGE_BODIES + 1)]
+    bodies = [
+        BodyBuffer(LengthFraming(10 * MAX_BUFFER_BYTES), incoming) for _ in range(MAX_BODIES_WITH_LARGE_BUFFERS + 1)
+    ]
     for body in bodies:
         for _ in range(4):
             body.parse_received(len(body.get_memory()))
     assert len(bodies[-1].get_memory()) == MIN_BUFFER_BYTES
     del body  # otherwise this variable would keep the last body alive
     bodies.pop()
-    assert incoming.count == MAX_LARGE_BODIES
+    assert incoming.count == MAX_BODIES_WITH_LARGE_BUFFERS
     short = BodyBuffer(LengthFraming(1), incoming)
-    short.parse(memoryview(b"x"))
-    assert incoming.count == MAX_LARGE_BODIES
+    short.parse_other_memory(memoryview(b"x"))
+    assert incoming.count == MAX_BODIES_WITH_LARGE_BUFFERS
     for _ in range(4):
         bodies[0].parse_received(len(bodies[0].get_memory()))
     assert len(bodies[0].get_memory()) > MIN_BUFFER_BYTES

@@ -11,7 +11,7 @@ from babel.messages.catalog import Catalog
 from babel.messages.extract import DEFAULT_KEYWORDS, extract_from_dir
 from babel.messages.pofile import read_po
 
-from registry.ui.languages import CATALOGUES, LANGUAGES, choose_language, load_translations
+from registry.ui.languages import CATALOGUES, LANGUAGES, load_translations, negotiate_language
 from tests.fakes.server_process import ROOT
 
 KEYWORDS = {**DEFAULT_KEYWORDS, "hint": None, "translatable": None}
@@ -39,7 +39,7 @@ FOLDERS = ("registry/ui", "registry/clients")
 def test_the_language_of_a_visitor(chosen: str, accepted: str, language: str) -> None:
     """The language that the visitor chose is used, or else the language that the browser prefers. Values that cannot be
     parsed are ignored."""
-    assert choose_language(chosen, accepted) == language
+    assert negotiate_language(chosen, accepted) == language
 
 
 def translatable_texts() -> Iterator[str | tuple[str, ...]]:
