@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 class Restricted(ForwardingRegistry):
-    """Makes each call on `inner`, except calls that the restrictions forbid: these raise Unsupported.
+    """Forwards each call to `inner`. A forbidden call raises Unsupported instead.
 
     `read_only`: True forbids pushes and deletes. `delete`: False forbids deletes."""
 
     def __init__(self, inner: Registry, *, read_only: bool = False, delete: bool = True) -> None:
         super().__init__(inner)
-        self._refusals: dict[Action, str] = {}  # the error text for each action that is forbidden
+        self._refusals: dict[Action, str] = {}  # the error text for each forbidden action
         if not delete:
             self._refusals[Action.DELETE] = "this registry does not let clients delete content"
         if read_only:

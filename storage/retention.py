@@ -1,10 +1,13 @@
 """The interface through which retention reads and deletes tags and manifests (`Retention`).
 
 *Retention* works on hosted repositories (those that are not mirrored). It deletes the tags and the untagged manifests
-that no rule in the settings keeps. An *orphan* is a manifest that has no tag, that no index of its repository lists,
-and whose subject, if it names one, is not in the repository. An orphan is *unused* if no client has pushed, tagged or
-pulled it for long enough (`UnusedSince`). The *dependents* of a manifest are the manifests that it lists, and its
-referrers. They may become orphans when the manifest is deleted.
+that no rule in the settings keeps.
+
+- An *orphan* is a manifest that has no tag and that no index of its repository lists. It has no subject, or its subject
+  is not in the repository.
+- An orphan is *unused* if no client has pushed, tagged or pulled it for long enough (`UnusedSince`).
+- The *dependents* of a manifest are the manifests that it lists, and its referrers. When the manifest is deleted, its
+  dependents may become orphans.
 
 A client may push or pull a tag after retention has judged it. So each deletion checks again, in its own transaction,
 the facts on which the judgement was based.
@@ -29,9 +32,9 @@ MAX_ORPHANS: Final = 10
 """Largest number of manifests that one call of `Retention.delete_orphans` checks."""
 
 REFERRER_TAG: Final = re.compile(r"sha256-[0-9a-f]{64}(\..+)?")
-"""Matches the names of tags that belong to the manifest whose digest is in the name. Such a tag points at a signature,
-SBOM or attestation of cosign, or at the list of the manifest's referrers (OCI distribution spec, "Referrers Tag
-Schema")."""
+"""Matches the name of a tag that belongs to another manifest, whose digest is in the name. The tag points at a
+signature, SBOM or attestation of cosign, or at the list of that manifest's referrers (OCI distribution spec, "Referrers
+Tag Schema")."""
 
 RETENTION_ACTOR: Final = Actor(name="entrepot retention")
 """The actor that the audit log and the history of tags name for the deletions of retention."""
@@ -45,16 +48,16 @@ class TagFacts:
     """The facts by which retention judges a tag. Times are in seconds since 1970.
 
     - `pushed`: when the tag was last pushed.
-    - `pulled`: when its manifest, or a manifest that the manifest lists, was last pulled; None: no pull is recorded.
+    - `pulled`: when the tag's manifest, or a manifest that it lists, was last pulled; None: no pull is recorded.
     - `unrecorded_until`: some pulls before this time are not recorded, because another registry or an earlier version
       of the program served the image, or because the store was restored from a backup; None: all pulls are recorded.
     - `imported`: when an import from another registry set the tag; `pushed` is then the time of the tag at the other
       registry, which may be an estimate. None: a client has set the tag, or has pushed it again since the import.
     - `subject`: if the name of the tag matches `REFERRER_TAG`, the manifest to which the tag belongs. None: the name
       does not match, or the repository does not have the manifest.
-    - `order_time`: replaces `pushed` in the order of the tags if `pushed` was in the future (`storage.future_times`)
-      when the tag was read. It is the time of the last change of any tag before the clock went ahead, or 0.0 if no such
-      change is known. None: `pushed` was not in the future."""
+    - `order_time`: None, unless `pushed` was in the future (`storage.future_times`) when the tag was read. The tag is
+      then sorted by this time in place of `pushed`: the time of the last change of any tag before the clock went ahead,
+      or 0.0 if no such change is known."""
 
     name: Tag
     digest: Digest
@@ -75,9 +78,8 @@ class TagFacts:
 @dataclass(frozen=True, slots=True)
 class TagPosition:
     """The position of a tag in a repository's list of tags, newest first. The list is sorted by the time of the last
-    push. If this time is in the future (`storage.future_times`), the tag is sorted by `TagFacts.order_time` instead,
-    because it would otherwise be the newest tag until the clock reaches the time. Tags that were pushed at the same
-    time are sorted by name.
+    push. A tag whose last push is in the future (`storage.future_times`) is sorted by `TagFacts.order_time` instead.
+    Tags that were pushed at the same time are sorted by name.
 
     `pushed`, `name`, `order_time`: the fields of the tag's `TagFacts`. `future_start`: when the list was read, all
     times after this one were in the future."""
@@ -87,12 +89,11 @@ class TagPosition:
     order_time: float | None = None
     future_start: float = field(default=math.inf, compare=False)
 
-    def is_not_newer_than(self, tag: TagFacts) -> bool:
-        """Returns whether `tag` has this position or a newer one. If this is the position of the `n`th newest tag, the
-        result says whether `tag` is one of the `n` newest."""
-        # The list sorted the tag by `order_time` only if `pushed` was in the future when the list was read. `tag` may
-        # have been read later, after the clock was set back. It then has an `order_time` although the list sorted the
-        # tag by `pushed`.
+    def is_same_or_older_than(self, tag: TagFacts) -> bool:
+        """Returns whether `tag` has this position or a newer one. If this is the position of the `n`th newest tag,
+        returns whether `tag` is one of the `n` newest."""
+        # The list sorted the tag by `order_time` only if `pushed` was in the future when the list was read. If `tag`
+        # was read later, after the clock was set back, `tag` can have an `order_time` that the list did not use.
         order_time = tag.order_time if tag.pushed > self.future_start else None
         return _sort_key(tag.pushed, tag.name, order_time) <= _sort_key(self.pushed, self.name, self.order_time)
 
@@ -110,10 +111,10 @@ class UnusedSince:
     - `pulled`: since this time, the orphan and the manifests that it lists were neither pulled by a client nor imported
       from another registry.
 
-    Some pulls may not be recorded, because an earlier version of the program served the image, or because the store was
-    restored from a backup. The *start of the record* is the time since which all pulls are recorded. If the start of
+    The *start of the record* is the time since which all pulls are recorded. Earlier pulls may be missing, because an
+    earlier version of the program served the image, or because the store was restored from a backup. If the start of
     the record is later than `pulled`, a manifest that was pushed before the start of the record does not count as
-    unused, because it may have been pulled between the two times."""
+    unused."""
 
     pushed: float
     untagged: float
@@ -168,7 +169,7 @@ class Retention(Protocol):
     A deleted tag can be put back (`storage.tag_history`). A deleted manifest can be put back during the grace period of
     garbage collection, unless the disk was too full to keep it.
 
-    Of the manifests, only orphans are deleted. So every manifest that an immutable tag needs stays."""
+    Only orphans are deleted, no other manifests. So every manifest that an immutable tag needs stays."""
 
     async def recorded_periods(self) -> RecordedPeriods:
         """Returns the periods in which a server recorded pulls."""
@@ -182,8 +183,8 @@ class Retention(Protocol):
     async def tag_facts(
         self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS
     ) -> Sequence[TagFacts]:
-        """Returns the facts about at most `limit` tags whose names sort after `after`, in the order of their names.
-        `after` is None: begins with the first tag."""
+        """Returns the facts about at most `limit` tags, in the order of their names. Begins after the name `after`;
+        None: begins with the first tag."""
         ...
 
     async def unused_orphans(
@@ -216,12 +217,12 @@ class Retention(Protocol):
     async def delete_orphans(
         self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, unused_since: float | None
     ) -> DeletedOrphans:
-        """Deletes the orphans among the manifests `digests`, of which there are at most `MAX_ORPHANS`. `unused_since`:
+        """Deletes the orphans among the manifests `digests` (at most `MAX_ORPHANS`). `unused_since`:
 
         - A time in seconds since 1970, for a deletion by retention. Orphans that were pushed or pulled after this time
           stay, because a client may be about to push an index that lists them. The events of the deletions have the
           action `EventAction.RETENTION`.
-        - None, for a deletion that a client asked for. Deletes the orphans whenever they were last used."""
+        - None, for a deletion that a client asked for. The time of their last use does not matter."""
         ...
 
     async def add_orphans(
@@ -233,9 +234,9 @@ class Retention(Protocol):
         limit: float = math.inf,
     ) -> None:
         """Finds the manifests that would be orphans if `removed_tags` and the manifests in the set `orphans` were
-        deleted, and adds them to `orphans`. Adds them whenever they were last used. Changes nothing in the store.
+        deleted, and adds them to `orphans`. The time of their last use does not matter. Changes nothing in the store.
 
-        First checks `roots`, at most `MAX_PAGE_ROWS` manifests, and then the dependents of each manifest that it adds.
+        First checks `roots` (at most `MAX_PAGE_ROWS` manifests), and then the dependents of each manifest that it adds.
         Stops when the set has `limit` manifests."""
         ...
 

@@ -1,27 +1,24 @@
-"""Follows the list of events (`follow`), and sends new events to one client as a stream (`EventStream`,
-`EventStreamResponse`), in the format Server-Sent Events of the HTML standard (9.2).
+"""Sends events to one client as a stream (`EventStream`, `EventStreamResponse`), in the format Server-Sent Events of
+the HTML standard (9.2).
 
-While the stream is open, it checks the rights of the client again. The time of the next check depends on two facts: are
-there new events, and has the store changed since the last check?
+While the stream is open, it checks the client's rights again:
 
-- Both: the check is at once, before the stream sends the events. So the stream sends no event after the client has lost
-  the right to see the event.
-- One of the two: `RECHECK_SECONDS` after the last check.
-- Neither: `KEEP_ALIVE_SECONDS` after the last check, because a credential can expire without a change of the store.
-
-A check takes a tenth of a millisecond.
+- If the store has changed since the last check: before the stream sends events, so that it sends no event that the
+  client may no longer see.
+- If there are new events, or the store has changed: when `RECHECK_SECONDS` have passed since the last check.
+- In any case: when `KEEP_ALIVE_SECONDS` have passed, because a credential can expire without a change of the store.
 
 The stream ends:
 
 - if a check finds that the account no longer exists or the credential has expired.
-- when the server stops, reloads its settings or replaces this process, because these steps wait until all responses are
-  complete.
-- as soon as the server notices that the client has disconnected. Only open streams count for the limits.
+- when the server stops, reloads its settings or replaces this process, because the server first waits until all
+  responses are complete.
+- when the server notices that the client has disconnected.
 
-After the end of a stream, a client connects again and sends the number of the last event that the client received.
+A client can then connect again and send the number of the last event that it received.
 
-The memory of a stream is limited: the stream reads one page of events at a time, and reads the next page only when the
-client has received most of the last page. The server closes the connection of a client that has stopped reading
+To limit its memory, the stream reads one page of events at a time, and the next page only when the client has received
+most of the last one. The server closes the connection of a client that has stopped reading
 (`registry.server.connection.timeouts`).
 """
 
@@ -45,33 +42,39 @@ from storage.outbox import Event, EventAction
 
 EVENT_STREAM_TYPE: Final = "text/event-stream"
 MAX_STREAMS: Final = 64
-"""Largest number of streams in one process."""
+"""Largest number of open streams in one process."""
 MAX_STREAMS_PER_VISITOR: Final = 4
-"""Largest number of streams of one visitor in one process. A visitor is an account or, for clients without a login, the
-network of the client's IP address. So a program that forgets to close its streams cannot use up all streams."""
+"""Largest number of open streams of one *visitor* in one process. A visitor is an account or, for clients without a
+login, the network of the client's IP address."""
 _RETRY_SECONDS: Final = 30
-"""The value of Retry-After in a refusal."""
+"""The value of the header `Retry-After` when the server refuses a stream."""
 KEEP_ALIVE_SECONDS: Final = 15.0
-"""A stream without events sends a comment at this interval, so that proxies do not close the connection."""
+"""After this time without events, the stream checks the client's rights, and sends a comment so that proxies do not
+close the connection."""
 RECHECK_SECONDS: Final = 1.0
-"""Seconds between two checks of the client's rights, if there are only new events or only a change of the store."""
+"""Seconds between two checks of the client's rights while the stream sends events or the store changes."""
 RECONNECT_MILLISECONDS: Final = 2000
-"""How long a client waits before it connects again."""
+"""How long a client waits before it connects again. The stream tells the client this time."""
 
-AsJSON = Callable[[Event, Caller], tuple[str, str] | None]
-"""A function that returns the action of an event, and the event as JSON; None: the caller may not see the event."""
+EventToJSON = Callable[[Event, Caller], tuple[str, str] | None]
+"""A function that converts an event for a caller. Returns the event's action and the event as JSON text. Returns None
+if the caller may not see the event."""
 
 
 class EventStream:
-    """The stream for one request. `after`: the number of the last event that the client has received; None: the stream
-    begins with the next event. `caller`: the account or anonymous client that sent the request. `action` and
-    `repository`: as for `follow`."""
+    """The stream for one request.
+
+    - `after`: the number of the last event that the client has received; None: the stream begins with the next event.
+    - `as_json`: converts the events for the client.
+    - `caller`: the account or anonymous client that sent the request.
+    - `action`, `repository`: the stream has only events with this action, and only events of this repository. None: the
+      stream has events with any action, or of any repository."""
 
     def __init__(
         self,
         request: Request,
         after: int | None,
-        as_json: AsJSON,
+        as_json: EventToJSON,
         caller: Caller,
         *,
         action: EventAction | None = None,
@@ -88,8 +91,8 @@ class EventStream:
         self._stopping: asyncio.Event | None = request.scope.get("state", {}).get(STOPPING_STATE)
 
     async def open(self) -> AsyncGenerator[bytes, None]:
-        """Returns the iterator over the stream's bytes. Raises TooManyRequests if the visitor, or all visitors
-        together, have too many streams."""
+        """Returns the iterator over the stream's bytes. Raises TooManyRequests if `MAX_STREAMS_PER_VISITOR` or
+        `MAX_STREAMS` is reached."""
         if self._streams[self._visitor] >= MAX_STREAMS_PER_VISITOR:
             raise TooManyRequests(
                 f"you have {MAX_STREAMS_PER_VISITOR} streams of events open; close one of them first",
@@ -105,8 +108,8 @@ class EventStream:
         """Yields an empty part and then the parts of the stream. Counts the stream until the iterator is closed."""
         self._streams[self._visitor] += 1
         try:
-            # `open` reads and discards this part, to start the generator. A generator that has not started would not
-            # run its `finally` when it is closed.
+            # `open` reads this part to start the generator, because a generator that has not started does not run its
+            # `finally` when it is closed.
             yield b""
             with suppress(RegistryError):  # ends the stream, for example if the credential is no longer valid
                 async for part in self._parts():
@@ -117,7 +120,7 @@ class EventStream:
                 del self._streams[self._visitor]
 
     async def _parts(self) -> AsyncIterator[bytes]:
-        """Yields the messages of the stream. Raises RegistryError, for example if the credential is no longer valid."""
+        """Yields the parts of the stream. Raises RegistryError, for example if the credential is no longer valid."""
         caller = await self.authenticate_again()
         store = caller.upkeep.store
         # The number of the newest event is read before the first byte is sent. So a client that has received the first
@@ -125,8 +128,8 @@ class EventStream:
         newest = await store.outbox.newest_number()
         after = newest if self._after is None else min(self._after, newest)
         yield b"retry: %d\n\n" % RECONNECT_MILLISECONDS
-        # There is a gap if the events after the client's last one are no longer kept. There is also a gap if a restore
-        # from a backup has made the newest number lower than the number that the client has.
+        # Tells the client that it misses events. Either events after its last one are no longer kept, or a restore from
+        # a backup has made the newest number lower than the client's number.
         first_complete = await store.outbox.first_complete_number()
         if after + 1 < first_complete or after < (self._after or 0):
             yield b"event: gap\ndata: %b\n\n" % json.dumps({"oldest": first_complete}).encode()
@@ -151,15 +154,15 @@ class EventStream:
                 if (page and is_changed) or now - checked_at >= interval:
                     checked_version, checked_at = store.metadata.version(), now
                     caller = await self.authenticate_again()
-                if messages := self._messages(page, caller):
+                if messages := self._format_messages(page, caller):
                     yield messages
                     sent_at = self._now()
                 elif now - sent_at >= KEEP_ALIVE_SECONDS:
                     yield b": still here\n\n"
                     sent_at = now
 
-    def _messages(self, page: Sequence[Event], caller: Caller) -> bytes:
-        """Returns the stream's bytes for those events of a page that the caller may see."""
+    def _format_messages(self, page: Sequence[Event], caller: Caller) -> bytes:
+        """Returns the messages for the events of the page that the caller may see; empty: it may see none."""
         messages = []
         for event in page:
             if (action_and_data := self._as_json(event, caller)) is not None:
@@ -168,7 +171,7 @@ class EventStream:
         return "".join(messages).encode()
 
     async def authenticate_again(self) -> Caller:
-        """Authenticates the request again. Raises the same errors as for a new request."""
+        """Authenticates the request again, and returns its caller. Raises the errors that a new request would get."""
         return await require_login(await identify_again(self._request))
 
     @staticmethod
@@ -177,17 +180,17 @@ class EventStream:
 
 
 class EventStreamResponse(StreamingResponse):
-    """Sends the bytes of a stream (`EventStream.open`) to its client. Closes the stream in any case."""
+    """Sends the bytes of a stream (`EventStream.open`) to its client. Then closes the stream, even after an error."""
 
     def __init__(self, stream: AsyncGenerator[bytes, None]) -> None:
-        headers = {"x-accel-buffering": "no"}  # nginx would collect the events otherwise
+        headers = {"x-accel-buffering": "no"}  # nginx must not buffer the events
         super().__init__(stream, headers=headers, media_type=EVENT_STREAM_TYPE)
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response. Returns when the stream has ended, or when the client has disconnected. If `send` fails
-        because the client has disconnected, raises the error of `send`, which the server recognizes. (The method of the
-        base class would raise an error of Starlette instead.)"""
+        because the client has disconnected, raises the error of `send`, which the server recognizes. The base class
+        would replace this error with an error of Starlette."""
         async with aclosing(self._stream):
             start: Message = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             start[ENDS_ON_HALF_CLOSE] = True  # the server ends the response when the client shuts down its sending side
@@ -200,8 +203,8 @@ class EventStreamResponse(StreamingResponse):
 
 @asynccontextmanager
 async def _until_disconnected(receive: Receive) -> AsyncIterator[None]:
-    """A context manager that cancels its block when the client disconnects, and then leaves the block without an error.
-    Discards what the client sends until then."""
+    """A context manager that cancels its block when the client disconnects. The `with` statement then ends without an
+    error. Discards everything that the client sends."""
     loop, cancellation = asyncio.get_running_loop(), asyncio.timeout(None)
 
     async def wait_disconnected() -> None:

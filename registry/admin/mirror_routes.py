@@ -24,7 +24,7 @@ from registry.admin.management_router import management_router
 from registry.admin.server_status import FillStatus, UpstreamStatus, read_fills, read_upstreams
 from registry.upkeep.cached_content import RefreshOutcome, RefreshResult, purge_image, refresh_image
 from registry.upkeep.eviction import check_upstream, read_cache_status
-from registry.upkeep.warm_work import MAX_WARMED_IMAGES, WARM_KIND, warm_arguments
+from registry.upkeep.warm_work import MAX_WARMED_IMAGES, WARM_KIND, check_warm_arguments
 from storage.cached_images import MAX_LISTED_IMAGES, CachedImage, ImageOrder
 from storage.names import RepositoryName, parse_reference
 
@@ -253,4 +253,4 @@ async def warm(caller: AdminCaller, body: ImagesToWarm) -> JobResponse:
     """Starts a job that fetches images from upstreams before anyone pulls them. Content that is cached already is not
     fetched again."""
     platforms = body.platforms or caller.upkeep.settings.warm.platforms
-    return await queue_job(caller, WARM_KIND, warm_arguments(body.references, platforms))
+    return await queue_job(caller, WARM_KIND, check_warm_arguments(body.references, platforms))

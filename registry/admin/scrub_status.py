@@ -1,5 +1,6 @@
-"""Scrub, damaged content and the quarantine, as the management API and `entrepot scrub` show them. The docstrings of
-the models and the descriptions of their fields appear in the OpenAPI document."""
+"""What the management API and `entrepot scrub` show about damaged content. *Scrub* reads the stored content in rounds
+to find damage. The *quarantine* keeps damaged bytes for inspection. The docstrings of the models and the descriptions
+of their fields appear in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.scrubber import SCRUB_KIND
 
-# The largest number of entries of each kind in a response.
+# The largest numbers of entries in a response.
 SHOWN_ROUNDS = 20
 MAX_DAMAGED_MANIFESTS = 1000
 MAX_QUARANTINED = 1000
@@ -25,7 +26,7 @@ MAX_QUARANTINED = 1000
 
 class RoundResponse(BaseModel):
     """A round of scrub. `ended` is null until the round is complete. `blobs`, `manifests` and `bytes`: what the round
-    has read so far. `total_bytes`: the bytes of all blobs that the round reads."""
+    has read so far. `total_bytes`: total size of the blobs that the round reads."""
 
     id: int
     started: datetime
@@ -35,7 +36,7 @@ class RoundResponse(BaseModel):
     manifests: int
     bytes: int
     total_bytes: int
-    damaged: int = Field(description="How many blobs and manifests were found damaged")
+    damaged: int = Field(description="How many damaged blobs and manifests the round has found")
 
     @classmethod
     def from_stored(cls, stored: ScrubRound) -> Self:
@@ -102,7 +103,8 @@ class ScrubStatus(BaseModel):
 
 
 class QuarantinedResponse(BaseModel):
-    """Damaged bytes that the registry keeps for inspection. `damaged`: whether the blob is still damaged."""
+    """Damaged bytes of a blob that the registry keeps for inspection. `damaged`: false if intact bytes of the blob were
+    stored in the meantime."""
 
     digest: str
     place: str = Field(description="Where the bytes are: a path in the data directory, if blobs are stored as files")
@@ -126,11 +128,11 @@ async def read_scrub_status(store: StoredRegistry) -> ScrubStatus:
     """Returns the status that `GET /scrub` and `entrepot scrub status` show."""
     active = await store.jobs.active(SCRUB_KIND)
     return ScrubStatus(
-        rounds=[RoundResponse.from_stored(each) for each in await store.damage.rounds(SHOWN_ROUNDS)],
+        rounds=[RoundResponse.from_stored(stored) for stored in await store.damage.rounds(SHOWN_ROUNDS)],
         job=JobResponse.from_stored(active[0]) if active else None,
         damaged_manifests=[
-            DamagedManifestResponse.from_stored(each)
-            for each in await store.damage.damaged_manifests(MAX_DAMAGED_MANIFESTS)
+            DamagedManifestResponse.from_stored(manifest)
+            for manifest in await store.damage.damaged_manifests(MAX_DAMAGED_MANIFESTS)
         ],
     )
 
@@ -145,8 +147,8 @@ async def read_quarantine(store: StoredRegistry) -> list[QuarantinedResponse]:
 
 
 async def delete_quarantined(store: StoredRegistry, digest_text: str) -> None:
-    """Deletes the entry of the quarantine with this digest. Raises DigestInvalid, and BlobUnknown if there is no such
-    entry."""
+    """Deletes the bytes that the quarantine keeps of the blob with this digest. Raises DigestInvalid. Raises
+    BlobUnknown if the quarantine has no bytes of the blob."""
     digest = Digest(digest_text)
     async with store.locks.hold(digest):
         if not await store.blobs.delete_quarantined(digest):

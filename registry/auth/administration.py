@@ -146,7 +146,7 @@ class Administration:
     async def _hints_on(self, account: Account) -> tuple[str, ...]:
         """Returns `NewAccount.hints` for a new account."""
         name, hints = account.name, []
-        if self._htpasswd is not None and (await self._htpasswd.current()).has_name(name):
+        if self._htpasswd is not None and (await self._htpasswd.read_current()).has_name(name):
             hints.append(f"the htpasswd file has an account {name}, which this account replaces from now on")
         if self.accounts.grant_page([Grantee(GranteeKind(account.kind), name)], None, 1).items:
             hints.append(f"{name} had grants already, which apply to this account")

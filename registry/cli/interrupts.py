@@ -1,11 +1,10 @@
 """Handles SIGINT (Ctrl-C) and SIGTERM, so that they end a command quickly.
 
 Python's KeyboardInterrupt is not enough: libraries catch it, threads that wait for the network never see it, and Python
-does not exit before such threads have ended. A command may end abruptly without losing data, because the storage makes
-each write durable before it acknowledges the write. A later command or server removes incomplete files.
+does not exit before such threads have ended. A command that ends abruptly loses no data, because the storage makes each
+write durable before it acknowledges the write. A later command or server removes incomplete files.
 
-For `entrepot serve`, this module is used only until the server installs its own signal handlers, mainly while Python
-imports the modules.
+`entrepot serve` uses this module only during its start, until the server installs its own signal handlers.
 """
 
 from __future__ import annotations
@@ -27,20 +26,19 @@ T = TypeVar("T")
 INTERRUPTED = "interrupted"
 """The default reason that an interrupted command prints on stderr, after `entrepot: `."""
 CLEANUP_SECONDS = 3.0
-"""Maximum number of seconds for the cleanup after the first signal. A longer cleanup would look as if the command
-hangs."""
+"""Maximum number of seconds for the cleanup after the first signal."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR_AND_END_LINE = b"\x1b[?25h\n"
-"""The bytes that are written to a terminal before the command's last line. They show the cursor, which a progress bar
-hides. The newline puts the last line below the `^C` that the terminal prints when a person presses Ctrl-C."""
+"""Written to a terminal before the command's last line. Shows the cursor, which a progress bar hides, and ends the line
+in which the terminal has printed `^C`."""
 
 
 class SignalExit:
     """A callable that prints one line with the reason on stderr and ends the process immediately, with the exit code
     128 + the signal's number. It can be called in any thread.
 
-    The constructor saves the terminal's settings, and the call restores them. The object must be constructed before the
-    command changes these settings, as a password prompt does.
+    The constructor saves the terminal's settings, and the call restores them. So construct the object before a password
+    prompt, or other code, changes the settings.
     """
 
     def __init__(self) -> None:
@@ -68,9 +66,8 @@ def exit_on_interrupt() -> None:
     """Makes SIGINT end this process immediately, with a line on stderr. SIGTERM keeps its default action, which ends
     the process without a line. Must be called in the main thread, before slow imports.
 
-    A shell without job control starts background commands with SIGINT ignored, and Python would leave it ignored. This
-    function makes SIGINT end such a command as well. It also unblocks SIGINT and SIGTERM, which a parent process may
-    have blocked.
+    SIGINT also ends the process if the process was started with SIGINT ignored, as a shell without job control starts
+    background commands. The function unblocks SIGINT and SIGTERM, which a parent process may have blocked.
     """
     exit_now = SignalExit()
 
@@ -84,9 +81,10 @@ def exit_on_interrupt() -> None:
 def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -> T:
     """Runs the coroutine `work` in a new event loop and returns its result. Must be called in the main thread.
 
-    The first SIGINT or SIGTERM cancels `work`. The process ends when `work` has cleaned up, at the latest after
-    CLEANUP_SECONDS. It prints `reason` on stderr and exits with the code 128 + the signal's number. A second signal
-    ends the process immediately. If `work` returns a result in spite of the cancellation, this function returns it.
+    The first SIGINT or SIGTERM cancels `work`. When `work` has ended, or at the latest after CLEANUP_SECONDS, the
+    process prints `reason` on stderr and ends with the exit code 128 + the signal's number. A second signal ends the
+    process immediately. If `work` returns a result in spite of the cancellation, the process does not end, and this
+    function returns the result.
     """
     import asyncio
 
@@ -105,16 +103,16 @@ def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -
 
 
 class _SignalWatch:
-    """Context manager that handles SIGINT and SIGTERM in a separate thread, so that a busy main thread does not delay
-    the reaction. The interpreter writes each signal's number into a pipe (`signal.set_wakeup_fd`) without waiting for
-    the main thread, and the signal thread reads the pipe.
+    """Context manager that handles SIGINT and SIGTERM in a separate thread, the *signal thread*, so that a busy main
+    thread does not delay the reaction. The interpreter writes each signal's number into a pipe (`signal.set_wakeup_fd`)
+    without waiting for the main thread, and the signal thread reads the pipe.
 
     After the first signal, the signal thread calls `cancel` in `loop`. After a second signal, or if the `with`
     block still runs CLEANUP_SECONDS after the first signal, the signal thread prints `reason` and ends the process."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cancel: Callable[[], object], reason: str) -> None:
         self.first_signal: int | None = None
-        """The number of the first signal; None if there was no signal yet."""
+        """The number of the first signal; None: there was no signal yet."""
         self.exit_now = SignalExit()
         self._loop = loop
         self._cancel = cancel
@@ -154,8 +152,8 @@ class _SignalWatch:
 
     def _wait_for_signal(self, timeout_seconds: float | None) -> int | None:
         """Waits for the next signal and returns its number. Returns None if the `with` block ends first. If neither
-        happens within the timeout, ends the process with the exit code of the first signal. `timeout_seconds` None:
-        waits without a limit."""
+        happens within `timeout_seconds`, ends the process with the exit code of the first signal. `timeout_seconds`
+        None: no time limit."""
         while True:
             if not select.select([self._read_fd], [], [], timeout_seconds)[0]:
                 assert self.first_signal is not None

@@ -11,8 +11,8 @@ from registry.config import DOCKER_HUB, Settings
 
 
 def startup_banner(settings: Settings, address: str, listener: socket.socket, *, requires_login: bool) -> str:
-    """Returns the lines with the address, the data directory and the commands to try first, without a newline at the
-    end. Other programs parse the first line, so its format must stay the same in all versions.
+    """Returns the lines, with the address, the data directory and example commands. The text does not end with a
+    newline. Other programs parse the first line, so its format must stay the same in all versions.
 
     `address`: HOST:PORT of the socket `listener`. `requires_login`: whether clients must log in."""
     from registry import __version__
@@ -38,9 +38,9 @@ def startup_banner(settings: Settings, address: str, listener: socket.socket, *,
 
 
 def docker_address(listener: socket.socket) -> str:
-    """Returns the HOST:PORT at which docker on this machine reaches the listening socket. The host is `localhost` in
-    place of a wildcard address, and also in place of `::1`: without configuration, docker accepts plain HTTP from
-    `localhost` but not from `::1`."""
+    """Returns the HOST:PORT at which docker on this machine reaches the listening socket. The host is `localhost` if
+    the socket has a wildcard address or `::1`. By default, docker accepts plain HTTP from `localhost`, but not from
+    `::1`."""
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::", "::1"):
         host = "localhost"
@@ -48,14 +48,14 @@ def docker_address(listener: socket.socket) -> str:
 
 
 def _add_account_command(settings: Settings) -> str:
-    """Returns the command that adds the first account to this data directory."""
+    """Returns the command that adds the first account, an administrator."""
     data_option = f" --data {shlex.quote(str(settings.data.resolve()))}" if settings.data != Path("data") else ""
     return f"entrepot user add NAME --admin{data_option}"
 
 
 def _mirror_lines(settings: Settings, host: str) -> list[str]:
-    """Returns the lines about the mirrored registries (the *upstreams*): their names, and a command that pulls through
-    the default upstream, or through the first upstream if none is the default."""
+    """Returns two lines about the mirrored registries (the *upstreams*): their names, and an example of a pull. The
+    example uses the default upstream, or the first upstream if there is no default."""
     names = [f"{upstream.name} (default)" if upstream.default else upstream.name for upstream in settings.upstream]
     example = next((upstream for upstream in settings.upstream if upstream.default), settings.upstream[0])
     repository = "ubuntu" if example.name == DOCKER_HUB else "NAME"

@@ -48,8 +48,8 @@ class EventSettings(SettingsGroup):
 
     keep: Duration = Field(
         default=0.0,
-        description="How long events are kept for `entrepot events` and `/api/v1/events`. 0 means that an event is "
-        "recorded only if a webhook wants it, and only until the webhook has been told",
+        description="How long events are kept for `entrepot events` and `/api/v1/events`. 0 keeps an event only "
+        "until it has been sent to the webhooks that want it",
     )
     keep_max: int = Field(default=100_000, ge=100, le=10_000_000, description="Largest number of events that are kept")
     actions: Annotated[list[EventAction], NoDecode, BeforeValidator(split_commas)] = Field(
@@ -68,8 +68,8 @@ class EventSettings(SettingsGroup):
         default=10_000,
         ge=0,
         le=1_000_000,
-        description="Largest number of dead letters of one webhook: events that were given up. If there are more, the "
-        "oldest are dropped",
+        description="Largest number of dead letters of one webhook. A dead letter is an event that the server no "
+        "longer tries to send. If there are more, the oldest are dropped",
     )
 
 
@@ -96,17 +96,20 @@ class Webhook(SettingsGroup):
     ] = Field(
         default=["**"],
         min_length=1,
-        description="Patterns of repositories, such as `team/**`. Mirrored ones begin with the name of their upstream",
+        description="Patterns of repositories, such as `team/**`. The name of a mirrored repository begins with the "
+        "name of its upstream",
     )
     secret_file: Path | None = Field(
-        default=None, description="File with the key that signs each body (HMAC-SHA256), and nothing else"
+        default=None, description="File that contains only the key with which each body is signed (HMAC-SHA256)"
     )
-    secret_env: str | None = Field(default=None, description="Environment variable with that key")
+    secret_env: str | None = Field(
+        default=None, description="Environment variable with the key, in place of `secret_file`"
+    )
     signature_header: Annotated[str, AfterValidator(_check_header)] = Field(
         default="X-Hub-Signature-256", description="The header with the signature, `sha256=` and 64 hex digits"
     )
     token_file: Path | None = Field(
-        default=None, description="File with a token that is sent as `Authorization: Bearer`, and nothing else"
+        default=None, description="File that contains only a token, which is sent as `Authorization: Bearer`"
     )
     ca_file: Path | None = Field(
         default=None,
@@ -129,8 +132,8 @@ class Webhook(SettingsGroup):
         default=10,
         ge=1,
         le=1000,
-        description="How often an event is sent to an endpoint that refuses it, before it becomes a dead letter. "
-        "Attempts at which the endpoint is down (no connection, no answer, 429, 502, 503, 504) do not count",
+        description="How often an event is sent to an endpoint that refuses it, before the event becomes a dead "
+        "letter. Attempts at which the endpoint is down (no connection, no answer, 429, 502, 503, 504) do not count",
     )
     max_age: Duration = Field(
         default=259200.0, gt=0, description="An event that could not be delivered for so long becomes a dead letter"

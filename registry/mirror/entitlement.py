@@ -1,13 +1,13 @@
-"""Decides through which repositories of an upstream registry a cached blob may be read (`BlobEntitlement`).
+"""Decides which repositories of an upstream registry may serve a cached blob (`BlobEntitlement`).
 
 A blob is stored once, even if several repositories of the upstream contain it. A client must not get a blob through a
 repository just because the client knows the digest. The rule depends on the upstream:
 
 - An upstream is *public* if its content can be read without a login, and without a grant (a permission that an
-  administrator of this registry gives). Every client could download the blob directly from the upstream. So a
-  repository may serve the blob if a manifest in the repository names the blob.
+  administrator of this registry gives). Every client could download its blobs from the upstream directly. So a
+  repository may serve a blob if a manifest in the repository names the blob.
 - Any other upstream is *private*: a client that may read one repository may have no access to another. So a repository
-  may serve the blob only after the upstream has answered that this repository has the blob. The mirror records such an
+  may serve a blob only after the upstream has answered that this repository has the blob. The mirror records the
   answer; the blob is then *confirmed* for the repository.
 """
 
@@ -51,8 +51,9 @@ class BlobEntitlement:
         self._sizes = sizes
 
     async def may_serve_if_stored(self, repo: RepositoryName, digest: Digest) -> bool:
-        """If `repo` has the blob in the store: returns whether `repo` may serve it without a request to the upstream.
-        Always True at a public upstream. At a private one, True if the blob is confirmed for `repo`."""
+        """Returns whether `repo` may serve the blob without a request to the upstream. Call this only if `repo` has the
+        blob in the store. At a public upstream, returns True. At a private upstream, returns True if the blob is
+        confirmed for `repo`."""
         return not self.is_private or await self._records.is_confirmed(repo, digest)
 
     async def is_known_missing(self, repo: RepositoryName, digest: Digest) -> bool:
@@ -63,32 +64,32 @@ class BlobEntitlement:
         self, repo: RepositoryName, digest: Digest, deadline: float, download_size: int | None
     ) -> tuple[int, Sequence[Manifest]]:
         """Checks that `repo` may serve the blob. Returns the blob's size in bytes, and the stored manifests of `repo`
-        that name it (at most 8: see `UpstreamRecords.referring_manifests`).
+        that name the blob (at most 8: see `UpstreamRecords.referring_manifests`).
 
         If the upstream said a short time ago that `repo` does not have the blob, raises BlobUnknown and asks nothing.
 
         At a public upstream, the first case that applies decides where the size comes from:
 
         - No manifest names the blob: asks the upstream.
-        - The upstream's answer to an earlier question is still remembered: takes this answer.
+        - `ask_size`, or an earlier call, has remembered a size: takes this size.
         - All manifests state the same size: takes this size.
-        - The manifests state different sizes: asks the upstream, and remembers its answer for a short time, as
-          `ask_size` does. If the upstream refuses, does not answer or states no size, takes the size in the newest
-          manifest.
+        - The manifests state different sizes: asks the upstream, and remembers the answer for a short time. If the
+          upstream refuses, does not answer or states no size, takes the size in the newest manifest.
 
-        At a private upstream, the size is `download_size`. If `download_size` is None, asks the upstream. If the
-        upstream has the blob but does not state its size, takes the size in the newest manifest.
+        At a private upstream, takes `download_size`. If it is None, asks the upstream. If the upstream has the blob but
+        does not state the size, takes the size in the newest manifest.
 
-        `deadline`: in seconds of the event loop's clock. `download_size`: the size of the blob if it is being
-        downloaded for `repo`; otherwise None. The right of `repo` was checked when that download started. Raises
-        BlobUnknown, UpstreamTimeout (the deadline has passed), and the errors of the upstream client."""
+        - `deadline`: in seconds of the event loop's clock.
+        - `download_size`: the size of the blob if a download of the blob for `repo` is running; otherwise None.
+
+        Raises BlobUnknown, UpstreamTimeout (the deadline has passed), and the errors of the upstream client."""
         if await self._negative_cache.has(repo, digest):
             raise BlobUnknown("the upstream does not have this blob; this answer is cached for a short time")
         manifests = await self._records.referring_manifests(repo, digest)
         stated_sizes = [blob.size for manifest in manifests for blob in manifest.blobs if blob.digest == digest]
         if self.is_private:
-            # The manifests prove nothing, because an author can name any digest and size. So the upstream must confirm
-            # that `repo` has the blob. It has done so if a download is running for `repo`; otherwise it is asked below.
+            # A manifest is no proof, because its author can name any digest and size. A running download for `repo` is
+            # a proof: the upstream has confirmed that `repo` has the blob.
             if download_size is not None:
                 return download_size, manifests
         else:
@@ -110,24 +111,24 @@ class BlobEntitlement:
             return stated_sizes[0], manifests
 
     async def ask_size(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:
-        """Asks the upstream for the blob's size in bytes. Call it when the upstream has sent a blob of another size
-        than `check` has returned. At a public upstream, `check` then returns the new size for a short time. Raises the
-        errors of `check`."""
+        """Asks the upstream for the blob's size in bytes. Call this if the size that `check` has returned differs from
+        the size of the blob that the upstream has sent. At a public upstream, `check` returns the new size for a short
+        time. Raises the errors of `check`."""
         return await self._sizes.ask_and_remember(repo, digest, deadline)
 
     async def mount(self, repo: RepositoryName, digest: Digest, size: int) -> RepositoryName | None:
-        """Adds the blob to `repo`, if any repository of this upstream has it in the store. Call this only after `check`
-        has returned this `size` for `repo`. Returns the repository to read the blob from:
+        """Adds the blob to `repo`, if any repository of this upstream has the blob in the store. Call this only after
+        `check` has returned this `size` for `repo`. Returns the repository to read the blob from:
 
         - `repo`, if the blob was added.
         - Another repository that has the blob, if the store cannot be changed: the disk is too full, or the data
           directory was replaced.
         - None, if no repository of this upstream has the blob in the store.
-        - None, if the upstream is private and the stored blob does not have this size. The answer that `check` got was
-          then possibly a login page, which also has status 200 and a length.
+        - None, if the upstream is private and the stored blob does not have this size. `check` may then have got the
+          size of a login page, which an upstream can send with status 200.
 
-        Does not use blobs of other upstreams or blobs that clients have pushed, because a manifest at one upstream must
-        not give access to these blobs."""
+        Does not use blobs of other upstreams, or blobs that clients have pushed: a manifest at one upstream must not
+        give access to them."""
         prefix = f"{self._upstream_name}/"  # all repositories of this upstream have names with this prefix
         holder = await self._records.find_holder(prefix, digest)
         if holder is None:

@@ -20,36 +20,40 @@ if TYPE_CHECKING:
     from storage.names import Digest, ImageReference
 
 WARM_KIND: Final = "warm"
-"""The kind of the job."""
+"""The kind of the job in the list of jobs."""
 MAX_WARMED_IMAGES: Final = 100
 """Largest number of images of one job."""
 _REPORT_SECONDS: Final = 1.0
 """Time between two reports of the progress."""
 
 
-def warm_arguments(references: Sequence[str], platforms: Sequence[str]) -> dict[str, JSON]:
-    """Checks and returns the arguments of the job. `references`: names of images, as in `docker pull`. `platforms`: for
-    example, `linux/amd64`. `all` stands for every platform. An empty sequence stands for the platform of this machine.
-    Raises RequestInvalid."""
+def check_warm_arguments(references: Sequence[str], platforms: Sequence[str]) -> dict[str, JSON]:
+    """Checks the arguments of the job and returns them as a JSON object. Raises RequestInvalid.
+
+    - `references`: names of images, as in `docker pull`. At least one, at most `MAX_WARMED_IMAGES`.
+    - `platforms`: names of platforms, such as `linux/amd64`, or `all`. Empty: the platform of this machine."""
     from registry.mirror.warm.targets import ReferencesError, parse_platforms, parse_references
 
     try:
         images = parse_references(references)
-        parse_platforms(platforms)  # only checks them, because the job parses them again
+        parse_platforms(platforms)  # only a check: the job parses the platforms again
     except (ReferencesError, ValueError) as error:
         raise RequestInvalid(str(error)) from None
     if not images:
         raise RequestInvalid("name at least one image to fetch")
     if len(images) > MAX_WARMED_IMAGES:
-        raise RequestInvalid(f"a job fetches at most {MAX_WARMED_IMAGES} images, and these are {len(images)}")
+        raise RequestInvalid(f"a job fetches at most {MAX_WARMED_IMAGES} images, not {len(images)}")
     return {"references": [str(image) for image in images], "platforms": list(platforms)}
 
 
 def warm_work(store: StoredRegistry, router: Router) -> Work:
-    """Returns the function that runs the job. It fetches all images, and reports the number of stored bytes. The
-    result is a JSON object. `images`: the number of images. `failed`: how many images could not be fetched completely.
-    `results`: the outcome of each image. The job fails with UpstreamUnavailable if all images have failed. If the job
-    is stopped, the content that was fetched stays cached."""
+    """Returns the function that does the work of the job: it fetches the images, and reports how many bytes are stored.
+    The function raises UpstreamUnavailable if all images have failed. If the job is stopped, fetched content stays
+    cached. The function returns a JSON object:
+
+    - `images`: the number of images.
+    - `failed`: the number of images whose outcome has an error.
+    - `results`: the outcome of each image."""
 
     async def work(context: JobContext) -> JSON:
         from registry.mirror.warm.targets import parse_platforms, parse_references
@@ -64,24 +68,24 @@ def warm_work(store: StoredRegistry, router: Router) -> Work:
         try:
             while not task.done():
                 await context.report(
-                    progress.stored_bytes, total=progress.total, unit="bytes", message=progress.message
+                    progress.stored_bytes, total=progress.total_bytes, unit="bytes", message=progress.message
                 )
                 await asyncio.wait([task], timeout=_REPORT_SECONDS)
             results = await task
         finally:
             await cancel_and_wait([task])
-        await context.report(progress.stored_bytes, total=progress.total, save_now=True)
-        failed = [result.error for result in results if result.error is not None]
-        if len(failed) == len(results):
-            raise UpstreamUnavailable(failed[0])
+        await context.report(progress.stored_bytes, total=progress.total_bytes, save_now=True)
+        errors = [result.error for result in results if result.error is not None]
+        if len(errors) == len(results):
+            raise UpstreamUnavailable(errors[0])
         outcomes = [_outcome(image, result) for image, result in zip(images, results, strict=True)]
-        return {"images": len(results), "failed": len(failed), "results": outcomes}
+        return {"images": len(results), "failed": len(errors), "results": outcomes}
 
     return work
 
 
 def _outcome(image: ImageReference, result: WarmResult) -> dict[str, Any]:
-    """Returns the outcome of one image as a JSON object. `fetched` and `already_stored` are numbers of bytes."""
+    """Returns the outcome of one image as a JSON object. The fields are those of `WarmResult`."""
     return {
         "image": str(image),
         "fetched": result.fetched,
@@ -91,7 +95,7 @@ def _outcome(image: ImageReference, result: WarmResult) -> dict[str, Any]:
 
 
 class _WarmProgress:
-    """Counts the bytes of the blobs that the job needs, and the bytes that are stored. It is a `WarmObserver`."""
+    """The progress of one job. Implements `WarmObserver`."""
 
     def __init__(self, image_count: int) -> None:
         self._image_count = image_count
@@ -101,25 +105,25 @@ class _WarmProgress:
 
     @property
     def stored_bytes(self) -> int:
-        """Number of bytes that are stored."""
+        """Number of stored bytes of the blobs that the job needs."""
         return sum(self._stored.values())
 
     @property
-    def total(self) -> int:
-        """Total size in bytes of all blobs that the job is known to need so far."""
+    def total_bytes(self) -> int:
+        """Total size in bytes of the blobs that were reported to `on_blob_wanted`."""
         return sum(self._sizes.values())
 
     @property
     def message(self) -> str:
-        """A text for people that says how many images are done, including those that could not be fetched."""
+        """The progress as text, such as `3 of 5 images`. Images that could not be fetched count as done."""
         return f"{self._images_done} of {self._image_count} images"
 
     def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
-        """Records the size of the blob. Several images may have the same blob."""
+        """Records the size of the blob. A blob that several images need counts once."""
         self._sizes[blob.digest] = blob.size
 
     def on_bytes(self, blob: Digest, count: int) -> None:
-        """Records how many bytes of the blob are stored."""
+        """Records that `count` bytes of the blob are stored."""
         self._stored[blob] = count
 
     def on_reference_done(self, image: ImageReference, result: WarmResult) -> None:

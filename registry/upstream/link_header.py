@@ -12,17 +12,18 @@ from storage.errors import UpstreamUnavailable
 _LINK = re.compile(r"<([^<>]*)>((?:[^<\"]|\"[^\"]*\")*)")
 """A link in a `Link` header (RFC 8288, section 3): its URL and the text of its parameters."""
 _RELATION = re.compile(r";\s*rel\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORECASE)
-"""The `rel` parameter of a link, quoted or not."""
+"""The `rel` parameter of a link, with or without quotes."""
 
 
 def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
-    """Returns the URL of the next page, from the `Link` header of a response from `url`; None if the header has no link
-    to a next page. The returned URL has the path and the query from the header, and the origin of `url`. Ignores the
-    origin in the header: a registry behind a proxy may name an internal origin there, and the login must not be sent to
-    another origin.
+    """Returns the URL of the next page. `headers`: the headers of the response from `url`. Returns None if the `Link`
+    header is missing or has no link to a next page.
 
-    Raises UpstreamUnavailable if the header has more than MAX_URL_LENGTH characters, or if the link is not valid. If
-    this function ignored such a header, the list would be incomplete without notice."""
+    The returned URL has the path and the query of the link, but the origin of `url`. The login must not be sent to
+    another origin, and a registry behind a proxy may put its internal origin into the link.
+
+    Raises UpstreamUnavailable if the header has more than MAX_URL_LENGTH characters, or if the link to the next page is
+    not valid."""
     link_field = headers.get("link", "")
     if len(link_field) > MAX_URL_LENGTH:
         raise UpstreamUnavailable(
@@ -32,18 +33,18 @@ def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
         relation = _RELATION.search(link[2])
         if relation is None or "next" not in (relation[1] or relation[2] or "").lower().split():
             continue
-        next_url = _on_origin_of(url, link[1].strip())
+        next_url = _resolve_on_origin(url, link[1].strip())
         if next_url is None:
             raise UpstreamUnavailable(f"{loggable_origin(url)} answers with a Link whose path does not begin with /")
         return next_url
     return None
 
 
-def _on_origin_of(url: str, link: str) -> str | None:
-    """Returns the URL with the path and the query of `link`, which may be relative to `url`, and with the origin of
-    `url`. Returns None if `link` is not valid, or if its path does not begin with `/`. Such a path could change the
-    host. For example, the link `x:.evil.test/p` has the path `.evil.test/p`. Appended to `https://far.test`, the path
-    gives the host `far.test.evil.test`."""
+def _resolve_on_origin(url: str, link: str) -> str | None:
+    """Resolves `link` relative to `url`. Returns a URL with the origin of `url`, and the path and query of the result.
+    Returns None if `link` is not valid, or if the path does not begin with `/`. A path without `/` could change the
+    host: the link `x:.evil.test/p` has the path `.evil.test/p`, and `https://far.test` followed by this path has the
+    host `far.test.evil.test`."""
     base = urlsplit(url)
     try:
         target = urlsplit(urljoin(url, link))

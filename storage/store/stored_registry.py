@@ -45,17 +45,16 @@ from storage.upstream_tags import UpstreamTags
 from storage.usage import Usage
 
 TOUCH_INTERVAL_SECONDS = 60.0
-"""Shortest time between two updates of `BlobRow.last_used` of one blob, because many clients may request the same blob
-and each update is a write. The registry uses half of the garbage collector's grace period if that is shorter."""
+"""Shortest time between two updates of `BlobRow.last_used` for one blob. It limits the writes when many clients request
+the blob. If half of the garbage collector's grace period is shorter, the registry uses half of the grace period."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageHealth:
-    """Functions that tell a `StoredRegistry` about the state of its disk and of its data directory.
+    """The functions that a `StoredRegistry` calls for its disk and its data directory.
 
     - `problem`: implements `StoredRegistry.storage_problem`.
-    - `retire`: implements `StoredRegistry.retire` if the metadata was opened read-only, because the full disk had no
-      space to open it for changes. None if the metadata was opened for changes.
+    - `retire`: implements `StoredRegistry.retire`. None: the metadata was opened for changes, not read-only.
     - `refusal`: implements `StoredRegistry.push_refusal`.
     - `free_bytes`: implements `StoredRegistry.free_bytes`.
     - `directory_problem`: implements `StoredRegistry.directory_problem`."""
@@ -71,7 +70,7 @@ class StoredRegistry:
     """The registry in a data directory. The methods without a description implement `storage.interface.Registry`, which
     describes them. `storage.composition.open_registry` creates the object.
 
-    The other stores of the directory are attributes, for code that needs more than the registry:
+    The other stores of the directory are attributes, for code that needs more than `storage.interface.Registry`:
 
     - `metadata`, `blobs`, `locks` (of digests) and `leases` (exclusive rights to do some work);
     - `accounts`: accounts, rights and the audit log;
@@ -184,13 +183,14 @@ class StoredRegistry:
 
     @property
     def is_read_only(self) -> bool:
-        """Whether the metadata was opened read-only, because the full disk had no space to open it for changes."""
+        """Whether the metadata was opened read-only. This happens if a full disk has no space to open the metadata
+        for changes."""
         return self._health.retire is not None
 
     def retire(self) -> None:
-        """Called when another registry has replaced this one. If the metadata is open read-only, stops reading from it,
-        and releases the lock that keeps all processes from changing it. All later calls of this registry raise
-        StorageFull. Does nothing if the metadata is open for changes."""
+        """Called when another registry has replaced this one. Does nothing if the metadata is open for changes. If the
+        metadata is open read-only, stops reading the metadata, and releases the lock that keeps all processes from
+        changing it. All later calls of this registry then raise StorageFull."""
         if self._health.retire is not None:
             self._health.retire()
 
@@ -213,16 +213,16 @@ class StoredRegistry:
         try:
             return await self._open(row, span)
         except BytesMissing:
-            # The garbage collector has removed the blob after its row was read. If a client has pushed the blob again
-            # since then, there is a new row.
+            # The garbage collector may have removed the blob after its row was read. If a client has pushed the blob
+            # again, there is a new row.
             row = await self.metadata.blob(repo, digest)
         try:
             return await self._open(row, span)
         except BytesMissing:
-            # The bytes are lost, so the blob is marked as damaged. `metadata.blob` then raises BlobUnknown, also for a
-            # HEAD request, so that a client pushes the blob again, or the mirror downloads it again. If the blob was
-            # stored again already, its row has a new place. `mark_missing` then does not mark the blob, and it is read
-            # from the new place.
+            # The bytes are lost. `mark_missing` marks the blob as damaged. `metadata.blob` then raises BlobUnknown, so
+            # that a client pushes the blob again, or the mirror downloads it again. If the blob was stored again in the
+            # meantime, its row has a new place. `mark_missing` then changes nothing, and `metadata.blob` returns the
+            # new place.
             with suppress(StorageFull):  # a read-only store cannot record the damage
                 await self.quarantine.mark_missing(digest, row.place)
             row = await self.metadata.blob(repo, digest)
@@ -246,7 +246,7 @@ class StoredRegistry:
     ) -> StoredUpload:
         owner = by.name if by else ANY_ACTOR
         upload = UploadID.random()
-        # The row gets the id of the machine's present boot, because a reboot may lose bytes that were written before.
+        # The row records the machine's current boot, because a restart of the machine may lose written bytes.
         await self.metadata.start_upload(upload, repo, as_algorithm(algorithm), self.blobs.boot, owner)
         session = self.blobs.start_upload(upload, algorithm)
         return StoredUpload(self.blobs, self.metadata, self._publication, repo, upload, session, by or Actor())
@@ -267,9 +267,9 @@ class StoredRegistry:
             checkpoint_of(row).check_not_truncated(stored)
             check_offset(stored)
 
-        # If the machine was not restarted since the row was saved, the number of stored bytes is checked before this
-        # request takes the session over from an earlier request. After a restart, some of the stored bytes may be
-        # unusable. Then only the number of usable bytes is checked, which is not known before the takeover.
+        # A wrong offset is refused before this request takes the session over from an earlier request. After a restart
+        # of the machine, some of the stored bytes may be unusable. The takeover determines how many bytes are usable,
+        # so the offset is then checked only after the takeover.
         is_same_boot = row.boot == self.blobs.boot
         return await resume(
             *(self.blobs, self.metadata, self._publication, repo, upload, by or Actor()),
@@ -299,10 +299,10 @@ class StoredRegistry:
             await writer.aclose()
 
     async def link_blob(self, repo: RepositoryName, digest: Digest, size: int, fd: int, by: Actor) -> None:
-        """Makes a blob of `repo` from a file of another program, without copying the bytes. `fd`: the file, opened for
-        reading. The caller must have verified that the file has `size` bytes and this digest. Raises LinkRefused if the
-        file cannot be linked safely; the caller can then push the bytes with `start_upload`. Raises StorageFull,
-        StorageFailed."""
+        """Adds a blob to `repo`. Takes the bytes from a file of another program, without copying them. `fd`: the file,
+        opened for reading. The caller must have verified that the file has `size` bytes and this digest. Raises
+        StorageFull, StorageFailed. Raises LinkRefused if the file cannot be linked safely; the caller can then push the
+        bytes with `start_upload`."""
         await self._publication.commit_without_upload(repo, self.blobs.prepare_link(fd, digest, size), by)
 
     async def mount_blob(

@@ -314,7 +314,7 @@ class OpenIDLogin:
         account, which may belong to another person."""
         if self._htpasswd is None:
             return ""
-        file = await self._htpasswd.current()
+        file = await self._htpasswd.read_current()
         if not file.is_readable:
             return "the htpasswd file, which may have this name, cannot be read"
         return (

@@ -1,9 +1,9 @@
 """Accounts in an htpasswd file: lines with a name and a bcrypt hash, as `htpasswd -B` writes them.
 
-Each lookup of a line checks with one `stat` (a microsecond or two) whether the file has changed, and if so reads it
-again. A changed line therefore takes effect with the next request. A thread parses a large file. Until the thread has
-finished, a lookup searches the file's text for the one line that it needs. If the store and the file have an account of
-the same name, `registry.auth.password.password_check` uses the account in the store.
+Each lookup calls `stat` (a microsecond or two), and reads the file again if the file has changed. A change therefore
+takes effect with the next request. A thread parses a large file. Until the thread has finished, a lookup searches the
+file's text for the account's line. If the store and the file have an account of the same name,
+`registry.auth.password.password_check` uses the account in the store.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 MAX_INLINE_BYTES: Final = 64 * 1024
 """The size of the largest file that is parsed on the event loop: about a thousand lines, which take about 5 ms."""
 SETTLED_NANOSECONDS: Final = 100_000_000
-"""When the file changes twice in a short time, its timestamps can stay the same, and `stat` misses the second change.
-So if the file changed less than this time before a read, the next lookup reads the file again. If the timestamps are in
-the future, each lookup reads the file again until the timestamps have stayed the same for this time."""
+"""A file that changes twice in a short time can keep its timestamps at the second change, so that `stat` misses the
+second change. Each lookup therefore reads the file again until the last change is longer ago than this time, in
+nanoseconds. `HtpasswdFile._is_settled` also handles timestamps in the future."""
 STAMP_PREFIX: Final = "htpasswd"
-"""The prefix of the *stamp* of a line, which is a hash of that line. After a login with the line's password, the
-client's identity (its account) contains the stamp. When the line has changed, the identity is refused. The stamps of
-token issuers and of the OpenID provider have other prefixes."""
+"""The prefix of the *stamp* of a line. The stamp contains a hash of the line, so it changes when the line changes. A
+login with the line's password stores the stamp in the client's identity. When the line has changed, the server refuses
+the identity. The stamps of token issuers and of the OpenID provider have other prefixes."""
 
 
 class HtpasswdError(Exception):
@@ -50,8 +50,8 @@ class _Unreadable(HtpasswdError):
 
 @dataclass(frozen=True, slots=True)
 class HtpasswdLine:
-    """One valid line of the file. `hash` is the bcrypt hash of the password. `stamp` is a hash of the line. It changes
-    when the line changes."""
+    """One valid line of the file. `hash` is the bcrypt hash of the password. `stamp` changes when the line changes
+    (`STAMP_PREFIX`)."""
 
     hash: str
     stamp: str
@@ -61,10 +61,10 @@ class HtpasswdLine:
 class HtpasswdContent:
     """The content of the file when it was read.
 
-    - `lines`: the valid lines by account name.
+    - `lines`: the valid lines, by account name.
     - `invalid_names`: the names in lines whose name or hash is invalid. Nobody can log in with such a line.
     - `highest_bcrypt_cost`: the highest bcrypt cost in the valid lines; 0 if there are none.
-    - `version`: a hash of the whole file; empty if it could not be read.
+    - `version`: a hash of the whole file; empty if the file could not be read.
     """
 
     lines: Mapping[str, HtpasswdLine]
@@ -77,9 +77,11 @@ class HtpasswdContent:
         """Whether the file could be read."""
         return bool(self.version)
 
-    def is_line_unusable(self, name: str) -> bool:
-        """Returns whether the file may have a line for the account `name` that cannot be used: the file could not be
-        read, or its only lines for the name are invalid."""
+    def may_have_unusable_line(self, name: str) -> bool:
+        """Returns True in two cases:
+
+        - The file could not be read, so it may have a line for the account `name`.
+        - The file has lines for the account `name`, but none of them is valid."""
         return not self.is_readable or (name in self.invalid_names and name not in self.lines)
 
     def has_name(self, name: str) -> bool:
@@ -88,7 +90,7 @@ class HtpasswdContent:
 
 
 EMPTY_CONTENT: Final = HtpasswdContent(lines={}, invalid_names=frozenset(), highest_bcrypt_cost=0, version="")
-"""The content that is used if there is no file, before the first lookup, and while the file cannot be read."""
+"""The content if the settings name no file, before the first lookup, and while the file cannot be read."""
 _ADVICE: Final = (
     ". Until it can be read, nobody can log in with its accounts. Repair the file or its permissions; the server then "
     "reads it without a restart"
@@ -102,12 +104,12 @@ _Parsed = tuple[HtpasswdContent, list[str]]
 
 @dataclass(frozen=True, slots=True)
 class _RunningParse:
-    """A large file that a thread parses.
+    """The parsing of a large file in a thread.
 
     - `state`: the file's state when it was read.
     - `is_settled`: what `HtpasswdFile._is_settled` returned for `state`.
     - `text`: the file's text.
-    - `future`: will have the result of the thread.
+    - `future`: becomes done with the result of the thread.
     """
 
     state: _State
@@ -116,11 +118,11 @@ class _RunningParse:
     future: asyncio.Future[_Parsed]
 
     def find(self, name: str) -> HtpasswdLine | None:
-        """Searches the text for the first valid line of the account `name`, without parsing the other lines. Does not
-        find a line that has a space before the name; such a line takes effect when the thread has finished."""
+        """Returns the first valid line of the account `name`, or None if there is none. Searches the text without
+        parsing the other lines. Does not find a line with a space before the name."""
         start, needle = 0, f"\n{name}:"
         text = self.text
-        # No line feed precedes the first line.
+        # The loop below does not find the first line, because no line feed precedes it.
         if text.startswith(needle[1:]) and (line := _line_for(name, text[: _line_end(text, 0)])):
             return line
         while (start := text.find(needle, start)) >= 0:
@@ -133,7 +135,7 @@ class _RunningParse:
 
 class HtpasswdFile:
     """The current lines of the file at `path`. While the file cannot be read, there are no lines. A file of more than
-    `MAX_INLINE_BYTES` is parsed in a thread, so that the event loop does not stop."""
+    `MAX_INLINE_BYTES` is parsed in a thread, so that the event loop is not blocked."""
 
     def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
         """Does not read the file; the first lookup does. `clock` returns nanoseconds since 1970."""
@@ -141,7 +143,7 @@ class HtpasswdFile:
         self._clock = clock
         self._content = EMPTY_CONTENT
         self._state: _State | None = None
-        """The state of the file that `_content` was read from. None: the next lookup must read the file again."""
+        """The state of the file when `_content` was read. None: the next lookup must read the file again."""
         self._last_seen_state: _State | None = None
         """The state of the file at the last read."""
         self._state_first_seen = 0
@@ -160,9 +162,9 @@ class HtpasswdFile:
         if not lines:
             raise HtpasswdError(f"{self._path} has no line NAME:HASH; `htpasswd -nB NAME` prints one")
 
-    async def current(self) -> HtpasswdContent:
-        """Returns the current content of the file. Callers that need several facts about the file should call this
-        once, because each call may read the file. If the caller is cancelled while a thread parses the file, the thread
+    async def read_current(self) -> HtpasswdContent:
+        """Returns the current content of the file. Each call reads the file if it has changed. So a caller that needs
+        several facts should call this once. If the caller is cancelled while a thread parses the file, the thread
         continues."""
         parse = self._refresh()
         if parse is None:
@@ -171,18 +173,18 @@ class HtpasswdFile:
         return content
 
     def line(self, name: str) -> HtpasswdLine | None:
-        """Returns the line of the account `name`, or None if there is none."""
+        """Returns the valid line of the account `name`, or None if there is none."""
         parse = self._refresh()
         return self._content.lines.get(name) if parse is None else parse.find(name)
 
     def stamp(self, name: str) -> str | None:
-        """Returns the stamp of the line of the account `name`, or None if there is none."""
+        """Returns the stamp of the account's valid line, or None if there is none."""
         line = self.line(name)
         return line.stamp if line else None
 
     def _refresh(self) -> _RunningParse | None:
-        """Reads the file if it has changed since the last read. If a thread still parses the changed file, returns the
-        running parse. Otherwise returns None, and `_content` is current."""
+        """Reads the file if it has changed since the last read. If a thread is still parsing the file, returns the
+        running parse. Returns None if `_content` is current."""
         try:
             status = os.stat(self._path)
         except OSError as error:
@@ -212,12 +214,11 @@ class HtpasswdFile:
         return None
 
     def _is_settled(self, state: _State) -> bool:
-        """Returns whether any later change of the file will also change its state. The file then need not be read again
-        until its state changes. True in two cases:
+        """Returns whether any later change of the file will also change its state. If so, the file need not be read
+        again until its state changes. Returns True in two cases:
 
         - The last change was more than `SETTLED_NANOSECONDS` ago.
-        - A read more than `SETTLED_NANOSECONDS` ago saw the same state. The file may have timestamps in the future,
-          from a clock that was ahead.
+        - A read more than `SETTLED_NANOSECONDS` ago saw the same state. This case is for timestamps in the future.
         """
         now = self._clock()
         if state != self._last_seen_state:
@@ -226,16 +227,16 @@ class HtpasswdFile:
         return now - last_change > SETTLED_NANOSECONDS or abs(now - self._state_first_seen) > SETTLED_NANOSECONDS
 
     def _on_parsed(self, parse: _RunningParse, future: asyncio.Future[_Parsed]) -> None:
-        """Called when a thread has parsed the file. Ignores the result if the file has been read again in the meantime,
-        or if the thread failed."""
+        """Called when a thread has parsed the file. Stores the result, unless the thread failed or a later lookup has
+        read the file again."""
         if self._running_parse is not parse or future.cancelled() or future.exception():
             return
         content, problems = future.result()
         self._store(content, parse.state if parse.is_settled else None, "; ".join(problems[:10]))
 
     def _store(self, content: HtpasswdContent, state: _State | None, problem: str) -> None:
-        """Stores the result of a read. Logs `problem`, unless the read before found the same problem. `problem` is
-        empty if the read found none."""
+        """Stores the result of a read. `problem`: the problem that the read found, or empty. Logs `problem`, unless
+        the previous read found the same problem."""
         self._content, self._state, self._running_parse = content, state, None
         if problem and problem != self._logged_problem:
             log.warning("htpasswd: %s%s", problem, "" if content.is_readable else _ADVICE)
@@ -275,7 +276,7 @@ def _unreadable_text(path: Path, error: OSError) -> str:
 
 
 def _parse(file_bytes: bytes, text: str) -> _Parsed:
-    """Parses the file, whose bytes and decoded text are given."""
+    """Parses the file. `text`: the decoded `file_bytes`."""
     lines, invalid_names, problems = _parse_lines(text)
     highest_cost = max((bcrypt_cost_of(line.hash) for line in lines.values()), default=0)
     version = hashlib.blake2b(file_bytes, digest_size=12).hexdigest()
@@ -284,8 +285,7 @@ def _parse(file_bytes: bytes, text: str) -> _Parsed:
 
 def _parse_lines(text: str) -> tuple[dict[str, HtpasswdLine], set[str], list[str]]:
     """Returns the valid lines by account name, the names in lines whose name or hash is invalid, and a description of
-    each invalid line. If several lines with the same name have a valid hash, the first of them is valid and the others
-    are invalid; Apache uses the first as well."""
+    each invalid line. Of several lines with the same name and a valid hash, only the first is valid, as in Apache."""
     lines: dict[str, HtpasswdLine] = {}
     invalid_names: set[str] = set()
     problems: list[str] = []
@@ -306,14 +306,13 @@ def _valid_line(name: str, password_hash: str) -> HtpasswdLine:
 
 
 def _line_end(text: str, start: int) -> int:
-    """Returns the position of the line feed that ends the line at `start`, or the length of the text if there is
-    none."""
+    """Returns the position of the first line feed at or after `start`, or the length of the text if there is none."""
     end = text.find("\n", start)
     return len(text) if end < 0 else end
 
 
 def _line_for(name: str, line: str) -> HtpasswdLine | None:
-    """Parses one line that begins with the account name `name`. Returns None if it is invalid."""
+    """Parses one line. Returns None if the line is invalid or is not for the account `name`."""
     for _, line_name, password_hash in _entries(line):
         if line_name == name and not _problem(name, password_hash):
             return _valid_line(name, password_hash)

@@ -127,7 +127,7 @@ class PasswordCheck:
         if len(password.encode()) > MAX_PASSWORD_BYTES:
             raise Unauthorized("the password is too long")
         key = self._wrong_cache.key_of(name, password, network_of(address))
-        file = await self._htpasswd.current() if self._htpasswd else EMPTY_CONTENT
+        file = await self._htpasswd.read_current() if self._htpasswd else EMPTY_CONTENT
         if self._is_cached_as_wrong(key, name, file):
             raise Unauthorized("the password is wrong, as before")
         self._throttle.check(name, address)
@@ -160,7 +160,7 @@ class PasswordCheck:
 
         Failed logins to this account do not count for the client's address, because no guess can succeed. They count
         for the account, so that the limits do not reveal whether the store has the account."""
-        return self._htpasswd is not None and file.is_line_unusable(name) and not self._is_in_store(name)
+        return self._htpasswd is not None and file.may_have_unusable_line(name) and not self._is_in_store(name)
 
     def _is_in_store(self, name: AccountName) -> bool:
         try:

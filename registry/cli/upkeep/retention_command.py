@@ -1,5 +1,5 @@
-"""The command `entrepot retention`: shows which tags and untagged manifests the retention rules in the settings keep
-(`preview`), or deletes those that they do not keep (`apply`). A repository without a rule keeps all tags."""
+"""The command `entrepot retention`. `apply` deletes the tags and untagged manifests that no retention rule in the
+settings keeps. `preview` shows what `apply` would delete. In a repository without a rule, all tags are kept."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def preview(
     """Prints a line for each tag, a line for each untagged manifest that would be deleted, and the totals."""
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
-    repo = None if repository is None else _parse_name(repository)
+    repo = None if repository is None else _parse_repository(repository)
 
     async def run(upkeep: UpkeepComponents) -> PreviewSummary:
         _check_rules(upkeep.settings)
-        return await upkeep.retention_preview.run(_print_line_as_json if as_json else _print_line, repo)
+        return await upkeep.retention_preview.run(_print_preview_line_as_json if as_json else _print_preview_line, repo)
 
     summary = with_upkeep(config, data, run)
     if as_json:
@@ -68,8 +68,11 @@ def apply(
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Runs the job `retention` in this process. Prints a line for each tag and manifest that it deletes, a line for
-    each tag that it keeps because it was changed, pulled or made immutable during the job, and the totals."""
+    """Runs the job `retention` in this process. Prints:
+
+    - a line for each deleted tag or manifest;
+    - a line for each tag that stays only because it was changed, pulled or made immutable during the job;
+    - the totals."""
     from registry.cli.upkeep.upkeep_run import run_as_job
 
     def get_work(upkeep: UpkeepComponents) -> Work:
@@ -78,7 +81,7 @@ def apply(
         if not confirmed and any(rule.delete_all for rule in rules):
             patterns = ", ".join(pattern for rule in rules if rule.delete_all for pattern in rule.repositories)
             fail(
-                f"a rule with delete_all = true deletes every tag of {patterns}; add --yes if you mean it", USAGE_ERROR
+                f"a rule with `delete_all = true` deletes every tag of {patterns}; add `--yes` to confirm", USAGE_ERROR
             )
         return upkeep.work_by_kind["retention"]
 
@@ -100,7 +103,7 @@ def _check_rules(settings: Settings) -> None:
         fail('the settings have no rule, so all tags are kept; add [[retention]] with repositories = "team/**"')
 
 
-def _parse_name(text: str) -> RepositoryName:
+def _parse_repository(text: str) -> RepositoryName:
     """Returns the name of a repository. Ends the command if it is not valid."""
     from storage.errors import NameInvalid
     from storage.names import RepositoryName
@@ -111,16 +114,16 @@ def _parse_name(text: str) -> RepositoryName:
         fail(error.message, USAGE_ERROR)
 
 
-def _print_line(line: PreviewLine) -> None:
+def _print_preview_line(line: PreviewLine) -> None:
     name = f"{line.repository}@{line.digest}" if line.tag is None else f"{line.repository}:{line.tag}"
     print_line(f"{'keep  ' if line.is_kept else 'delete'} {name}  {line.reason} (rule {line.rule})")
 
 
-def _print_line_as_json(line: PreviewLine) -> None:
-    print_json_line(line_fields(line))
+def _print_preview_line_as_json(line: PreviewLine) -> None:
+    print_json_line(_preview_line_json(line))
 
 
-def line_fields(line: PreviewLine) -> dict[str, Any]:
+def _preview_line_json(line: PreviewLine) -> dict[str, Any]:
     """Returns the line of a preview as a JSON object. Times are in seconds since 1970."""
     return {
         "event": "would be kept" if line.is_kept else "would be deleted",

@@ -1,5 +1,5 @@
-"""Decides by a retention rule whether a tag is kept, and gives the reason (`decide`). The functions depend only on
-their arguments."""
+"""Applies a retention rule: decides whether a tag is kept (`decide`), and computes how long an untagged manifest must
+have been unused to be deleted (`unused_since`). The functions depend only on their arguments."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from storage.retention import TagFacts, TagPosition, UnusedSince
 
 MIN_UNTAGGED_SECONDS: Final = 3600.0
 """An untagged manifest is kept for at least this time after its last push or pull. A client pushes the manifests of an
-index before the index itself, so they have no tag for a while. Some clients do not push a manifest that the repository
-already has: they only send a HEAD request, which counts as a pull."""
+index before the index, so these manifests are untagged for a while. For a manifest that the repository already has,
+some clients send only a HEAD request, which counts as a pull."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a tag is kept, and a text for people that says why."""
+    """Whether a tag is kept. `reason`: the reason, as text for people."""
 
     is_kept: bool
     reason: str
@@ -39,18 +39,16 @@ def decide(
     as long as the manifest. Times are in seconds since 1970.
 
     - `now`: the time of the decision.
-    - `oldest_kept`: the position of the oldest tag that `rule.keep_last` keeps, in the list of tags from newest to
-      oldest. `keep_last` keeps this tag and all newer ones. None: the repository has fewer than `rule.keep_last` tags,
-      so the rule keeps all of them.
+    - `oldest_kept`: the position of the oldest tag that `rule.keep_last` keeps. None: the repository has fewer than
+      `rule.keep_last` tags, so `rule.keep_last` keeps all of them.
     - `is_protected`: the tag is immutable, so it is never deleted.
-    - `pulls_since`: a pull at or after this time keeps the tag. None: `now` minus `rule.keep_pulled_within`. The time
-      must be earlier if there were times when no server ran, because these do not count
-      (`RecordedPeriods.start_of_window`)."""
+    - `pulls_since`: a pull at or after this time keeps the tag; the result of `RecordedPeriods.start_of_window`. None:
+      `now` minus `rule.keep_pulled_within`, which is right only if a server ran all the time."""
     if is_protected:
         return Decision(True, "it is immutable")
     if tag.subject is not None:
         return Decision(True, f"belongs to {tag.subject}, which is here")
-    if rule.keep_last and not tag.is_referrer and (oldest_kept is None or oldest_kept.is_not_newer_than(tag)):
+    if rule.keep_last and not tag.is_referrer and (oldest_kept is None or oldest_kept.is_same_or_older_than(tag)):
         return Decision(True, f"one of the newest {rule.keep_last}")
     for pattern in rule.keep_tags:
         if fnmatchcase(tag.name, pattern):
@@ -58,8 +56,8 @@ def decide(
     if rule.keep_pushed_within and now - tag.pushed <= rule.keep_pushed_within:
         return Decision(True, f"pushed within {format_duration(rule.keep_pushed_within)}")
     if rule.keep_pushed_within and tag.imported is not None and now - tag.imported <= rule.keep_pushed_within:
-        # For an imported tag, `pushed` is its time at the other registry, or an estimate of that time. This rule did
-        # not apply there, so the time of the import counts as well.
+        # For an imported tag, `pushed` is the time of the tag at the other registry, where this rule did not apply. So
+        # the time of the import counts as well.
         return Decision(True, f"imported within {format_duration(rule.keep_pushed_within)}")
     if rule.keep_pulled_within and (reason := _pull_reason(rule.keep_pulled_within, tag, now, pulls_since)):
         return Decision(True, reason)
@@ -73,8 +71,8 @@ def decide(
 
 
 def _pull_reason(within: float, tag: TagFacts, now: float, pulls_since: float | None) -> str | None:
-    """Returns the reason to keep a tag that was, or may have been, pulled within the last `within` seconds. Returns
-    None if the tag was not pulled in this time. `pulls_since`: as for `decide`."""
+    """Returns the reason to keep the tag if it was pulled, or may have been pulled, within the last `within` seconds.
+    Otherwise returns None. `pulls_since`: as for `decide`."""
     start = now - within if pulls_since is None else pulls_since
     within_text = format_duration(within)
     if tag.pulled is not None and tag.pulled >= start:
@@ -87,9 +85,9 @@ def _pull_reason(within: float, tag: TagFacts, now: float, pulls_since: float | 
 
 
 def unused_since(rule: RetentionRule, now: float, recorded: RecordedPeriods = ALWAYS_RECORDED) -> UnusedSince | None:
-    """Returns three times: at the time `now`, the rule deletes the untagged manifests that have had no push, no tag and
-    no pull since these times. Returns None if the rule deletes no untagged manifests. `recorded`: the periods in which
-    a server recorded pulls. Only these periods count for pulls, because nobody can pull while no server runs."""
+    """Returns the times since which an untagged manifest must be unused, so that the rule deletes it at the time `now`.
+    Returns None if the rule deletes no untagged manifests. `recorded`: the periods in which a server recorded pulls.
+    Only these periods count for pulls, because nobody can pull while no server runs."""
     if rule.delete_untagged_after is None:
         return None
     unused_seconds = rule.delete_untagged_after

@@ -218,7 +218,7 @@ def test_rule_that_deletes_all_tags_must_be_confirmed(tmp_path: Path) -> None:
         options = ("--config", "entrepot.toml", "--data", "data")
         unconfirmed = entrepot("retention", "apply", *options, folder=tmp_path)
         assert unconfirmed.returncode == 2
-        assert "deletes every tag of scratch/**; add --yes if you mean it" in unconfirmed.stderr
+        assert "deletes every tag of scratch/**; add `--yes` to confirm" in unconfirmed.stderr
         confirmed = entrepot("retention", "apply", "--yes", *options, folder=tmp_path)
         assert (confirmed.returncode, confirmed.stdout.splitlines()[-1]) == (
             0,

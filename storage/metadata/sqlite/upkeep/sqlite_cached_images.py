@@ -1,4 +1,4 @@
-"""Finds and evicts images of mirrored content in the metadata database (`SqliteCachedImages`)."""
+"""Finds and evicts cached images in the metadata database (`SqliteCachedImages`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage.metadata.sqlite.upkeep import cached_image_list, cached_image_table
 
 
 class SqliteCachedImages:
-    """Implements `storage.cached_images.CachedImages`, which describes the methods. On a full disk, evictions may use
+    """Implements `storage.cached_images.CachedImages`, which describes the methods. On a full disk, the changes may use
     the whole disk reserve (`ReserveUse.ALL`), because they free space."""
 
     def __init__(
@@ -24,7 +24,7 @@ class SqliteCachedImages:
         scans: ScanThread | ImmutableScans,
         clock: Callable[[], float],
     ) -> None:
-        """Reads with `scans` and changes through `writer`. `clock` returns seconds since 1970."""
+        """`writer` runs the changes, and `scans` the reads. `clock` returns seconds since 1970."""
         self._writer = writer
         self._scans = scans
         self._clock = clock
@@ -48,7 +48,7 @@ class SqliteCachedImages:
 
     async def drop_unused_links(self, upstreams: Sequence[str], unused_since: float) -> DroppedLinks:
         now, page_start = self._clock(), cached_image_tables.QUEUE_START
-        # Reads the garbage collector's queue page by page, until it has removed links of one page or the queue ends.
+        # Reads the garbage collector's queue page by page. Returns after the first page of which it has removed links.
         while True:
             links, page_end = await self._scans.run(
                 partial(

@@ -18,8 +18,8 @@ from registry.admin.event_stream import (
     EVENT_STREAM_TYPE,
     KEEP_ALIVE_SECONDS,
     MAX_STREAMS_PER_VISITOR,
-    AsJSON,
     EventStream,
+    EventToJSON,
 )
 from registry.asgi import Message
 from registry.events.event_feed import PAGE_EVENTS, follow
@@ -35,7 +35,7 @@ from tests.fakes.store_accounts import BY, add_grant
 
 
 async def stream_of(
-    site: AppInProcess, login: str, after: int | None = None, as_json: AsJSON = lambda event, caller: None
+    site: AppInProcess, login: str, after: int | None = None, as_json: EventToJSON = lambda event, caller: None
 ) -> EventStream:
     """Returns a stream for the account with this Authorization header. The stream is not open yet."""
     headers = [(b"host", b"registry.test"), (b"authorization", login.encode())]

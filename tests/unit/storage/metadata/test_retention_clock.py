@@ -22,7 +22,7 @@ async def push_daily(store: StoredRegistry, clock: Clock, *tags: str) -> None:
 async def tags_until(store: StoredRegistry, position: TagPosition | None) -> set[str]:
     """Returns the tags at this position or before it; all tags if it is None."""
     tags = await store.retention.tag_facts(APP, None)
-    return {tag.name for tag in tags if position is None or position.is_not_newer_than(tag)}
+    return {tag.name for tag in tags if position is None or position.is_same_or_older_than(tag)}
 
 
 async def newest_tags(store: StoredRegistry, count: int) -> set[str]:

@@ -73,7 +73,7 @@ async def test_the_newest_tags(store: StoredRegistry, clock: Clock) -> None:
 
     async def newest(count: int) -> list[str]:
         position = await store.retention.nth_newest(APP, count)
-        return sorted(name for name, tag in tags.items() if position is None or position.is_not_newer_than(tag))
+        return sorted(name for name, tag in tags.items() if position is None or position.is_same_or_older_than(tag))
 
     assert [await newest(count) for count in (1, 2, 3, 4)] == [["c"], ["a", "c"], ["a", "b", "c"], ["a", "b", "c"]]
     clock.pass_days(1)

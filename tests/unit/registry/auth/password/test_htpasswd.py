@@ -50,7 +50,7 @@ async def test_names_and_hashes_are_read(path: Path) -> None:
     assert alice.stamp != bob.stamp
     assert HASH not in alice.stamp
     assert file.line("carol") is None
-    assert (await file.current()).highest_bcrypt_cost == 5
+    assert (await file.read_current()).highest_bcrypt_cost == 5
 
 
 def test_the_next_lookup_sees_a_change(path: Path) -> None:
@@ -115,7 +115,7 @@ async def test_large_file_is_parsed_in_a_thread(path: Path) -> None:
     file = HtpasswdFile(path)
     calls: list[str] = []
     asyncio.get_running_loop().call_soon(calls.append, "during the parse")
-    content = await file.current()
+    content = await file.read_current()
     assert calls == ["during the parse"]
     assert content.lines["alice"].hash == HASH
     assert content.has_name("name-7")
@@ -126,16 +126,16 @@ async def test_changed_line_of_a_large_file_takes_effect_during_the_parse(path: 
     of a removed line is refused at once."""
     write(path, large_file(f"alice:{HASH}", f"bob:{HASH}"))
     file = HtpasswdFile(path)
-    await file.current()
+    await file.read_current()
     old_stamp = file.stamp("alice")
     write(path, large_file("# a comment", "carol:x", f"carol:{HASH}", f"carol:{OTHER}", f"alice:{OTHER}\r"))
     names = ("alice", "bob", "carol", "name-0", "ame-0", "# a comment")
     stamps = [file.stamp(name) for name in names]  # no callback of the parse can have run yet
     assert stamps[0] != old_stamp
     assert stamps[1] is None
-    assert await file.current()
+    assert await file.read_current()
     assert [file.stamp(name) for name in names] == stamps
-    assert (await file.current()).has_name("carol")
+    assert (await file.read_current()).has_name("carol")
 
 
 def test_a_missing_file_has_no_lines(path: Path, caplog: pytest.LogCaptureFixture) -> None:
