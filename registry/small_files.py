@@ -1,6 +1,5 @@
-"""Reads files that a person has named and that must be small, such as the settings or a password. The size of the file
-and the wait for a pipe have limits. Without them, a file without an end would fill the memory, and a pipe to which
-nobody writes would block the process for ever."""
+"""Reads small files whose path a person has given, such as the settings or a password. Limits the size, because a
+device can return bytes without end. Limits the wait for bytes from a pipe, because nobody may write to it."""
 
 from __future__ import annotations
 
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 MAX_FILE_BYTES: Final = 16 * 1024**2
-"""Largest file that these functions read."""
+"""Size of the largest file that these functions read."""
 PIPE_SECONDS: Final = 10.0
-"""How long these functions wait for the next bytes from a pipe, such as that of `<(command)` in a shell."""
+"""How long these functions wait for the next bytes from a pipe, such as the pipe of `<(command)` in a shell."""
 _CHUNK_BYTES: Final = 64 * 1024
 
 
@@ -26,9 +25,9 @@ def read_small_text(path: Path) -> str:
 
 
 def read_small_file(path: Path, pipe_seconds: float = PIPE_SECONDS) -> bytes:
-    """Returns the bytes of a file, a device or a pipe. Raises OSError; also if there are more than `MAX_FILE_BYTES`, or
-    if nothing arrives from a pipe for `pipe_seconds`."""
-    # Without O_NONBLOCK, the open of a named pipe would wait for a writer.
+    """Returns the bytes of a file, a device or a pipe. Raises OSError if the file cannot be read, if it has more than
+    `MAX_FILE_BYTES`, or if no bytes arrive from a pipe for `pipe_seconds`."""
+    # Without O_NONBLOCK, `os.open` of a named pipe would wait for a writer.
     fd = os.open(str(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         is_pipe = stat.S_ISFIFO(os.fstat(fd).st_mode)
@@ -52,8 +51,7 @@ def read_small_file(path: Path, pipe_seconds: float = PIPE_SECONDS) -> bytes:
 
 
 def _wait_for_bytes(fd: int, seconds: float) -> bool:
-    """Waits until there are bytes in a pipe, or its writer has ended. Returns False if neither happens within
-    `seconds`."""
-    poll = select.poll()  # `select.select` refuses file descriptors from 1024 on, which a server has
+    """Waits until a pipe has bytes or has no writers any more, and returns True. Returns False after `seconds`."""
+    poll = select.poll()  # `select.select` accepts no file descriptors above 1023
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(seconds * 1000))

@@ -1,5 +1,5 @@
-"""The interface for copies of the metadata database (`Snapshots`). A backup consists of a copy of the metadata and of
-the blobs that the copy names."""
+"""The interface for copies of the metadata database (`Snapshots`). A backup consists of two parts: a copy of the
+metadata, and the blobs that this copy names."""
 
 from __future__ import annotations
 
@@ -35,9 +35,12 @@ class ImageFileFailed(RegistryError):
 
 
 class SnapshotBlob(NamedTuple):
-    """A blob that a copy of the metadata names. `size`: number of its bytes. `place`: the key under which the blob
-    store keeps the bytes; empty if the blob was recorded as damaged. `created`: when the blob was added, in seconds
-    since 1970; if the blob was damaged and then healed, when it was last healed."""
+    """A blob that a copy of the metadata names.
+
+    - `size`: number of the blob's bytes.
+    - `place`: the key under which the blob store keeps the bytes; empty if the blob was recorded as damaged.
+    - `created`: when the blob was added or last healed, in seconds since 1970. (A damaged blob is *healed* when the
+      blob store has the right bytes again.)"""
 
     digest: Digest
     size: int
@@ -62,19 +65,19 @@ class DatabaseSnapshot(Protocol):
 
     @property
     def table_version(self) -> int:
-        """The version of the tables in the copy. A newer program writes the same or a higher version."""
+        """The version of the tables in the copy."""
         ...
 
     @property
     def is_too_new(self) -> bool:
-        """Whether `table_version` is higher than the version that this program writes: a newer program wrote the
-        copy."""
+        """Whether a newer program wrote the copy: `table_version` is higher than the version that this program
+        writes."""
         ...
 
     @property
     def instance_id(self) -> str:
-        """The random id of the registry that was copied. A restored registry keeps this id. Empty if the copy is from
-        an old program, which gave registries no ids."""
+        """The random id of the registry that was copied. A restored registry has the same id. Empty if the copy was
+        written by an old program, which gave registries no ids."""
         ...
 
     def totals(self) -> SnapshotTotals:
@@ -82,8 +85,8 @@ class DatabaseSnapshot(Protocol):
         ...
 
     def blobs(self, after: str, limit: int, prefix: str = "") -> list[SnapshotBlob]:
-        """Returns the first `limit` blobs whose digest begins with `prefix` and sorts after `after`, sorted by digest.
-        The empty text sorts before all digests."""
+        """Returns at most `limit` blobs, sorted by digest: the first ones whose digest begins with `prefix` and sorts
+        after `after`. The empty text sorts before all digests."""
         ...
 
 
@@ -92,10 +95,12 @@ class Snapshots(Protocol):
 
     async def write(self, path: Path, on_pages: Callable[[int, int], None]) -> None:
         """Copies the metadata, as it is at one moment, into the new file `path`. Leaves out upload sessions, events and
-        login sessions, and marks jobs that have not ended as stopped. During the copy, other processes can read and
-        change the metadata. Calls `on_pages(copied, total)`, two numbers of pages, in the event loop. Syncs the file,
-        but not its directory, so a crash of the machine may still lose the file. If the call is cancelled, an
-        incomplete file may be left. Raises BackupFailed."""
+        login sessions. In the copy, marks jobs that have not ended as stopped. Other processes can read and change the
+        metadata during this call.
+
+        Calls `on_pages(copied, total)` in the event loop, with the number of copied pages and of all pages. Syncs the
+        file but not its directory: a crash of the machine may lose the file until the caller syncs the directory. A
+        cancelled call may leave an incomplete file. Raises BackupFailed."""
         ...
 
     def open(self, path: Path) -> AbstractContextManager[DatabaseSnapshot]:
@@ -103,24 +108,23 @@ class Snapshots(Protocol):
         ...
 
     def mark_damaged(self, path: Path, digests: Sequence[Digest], reason: str) -> None:
-        """Marks blobs in a copy as damaged, so that a registry with this metadata does not try to serve them. Blocks.
-        Raises BackupFailed."""
+        """Marks blobs in a copy as damaged, so that a registry that is restored from the copy does not serve them.
+        Blocks. Raises BackupFailed."""
         ...
 
     def mark_healed(self, path: Path, places: Mapping[Digest, str]) -> None:
-        """Marks damaged blobs in a copy as *healed*: the blob store has their right bytes again. `places`: maps the
-        digest of each blob to the key under which the blob store keeps its bytes. Blocks. Raises BackupFailed."""
+        """Marks damaged blobs in a copy as healed. `places`: maps the digest of each blob to the key under which the
+        blob store keeps its bytes. Blocks. Raises BackupFailed."""
         ...
 
     def mark_restored(self, path: Path, copied_at: float) -> None:
-        """Marks a copy as restored at the present time. After the copy was made, the copied registry may have recorded
-        pulls and events that the copy lacks. So this method changes two things in the copy:
+        """Marks a copy as restored now. Changes two things in the copy, because the copied registry may have recorded
+        pulls and events after the copy was made:
 
-        - For the tags in the copy, `TagFacts.unrecorded_until` becomes the time of the restore, because pulls before
-          it may lack a record.
-        - Events after the restore get higher numbers than all events of the copied registry.
+        - `TagFacts.unrecorded_until` of each tag becomes the time of the restore.
+        - Events after the restore will get higher numbers than all events of the copied registry.
 
-        `copied_at`: when the copy was made, in seconds since 1970. If `copied_at` or the time of an earlier restore is
-        later than the present time, the latest of the three counts as the time of the restore, because the clock is
-        behind. Blocks. Raises BackupFailed."""
+        `copied_at`: when the copy was made, in seconds since 1970. The time of the restore is the present time. If the
+        clock is behind, the time of the restore is the later one of `copied_at` and the time of an earlier restore.
+        Blocks. Raises BackupFailed."""
         ...

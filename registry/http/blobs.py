@@ -3,9 +3,9 @@ section 14).
 
 A *span* is a part of a blob; HTTP calls it a range.
 
-An *incomplete* blob is a blob that a mirror is still downloading from its upstream. A client gets its bytes as they
-arrive. Whether the bytes have the requested digest is not known before the last byte, so the blob has no entity tag.
-PartialBlobLost is the error for an incomplete blob whose remaining bytes cannot be sent.
+An *incomplete* blob is one that a mirror is still downloading from its upstream. The mirror passes the bytes on as they
+arrive. It can compare them with the digest only after the last byte, so an incomplete blob has no entity tag. If the
+remaining bytes of an incomplete blob cannot be sent, the handlers raise PartialBlobLost.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from storage.interface import BlobReader
 from storage.names import Digest
 
 _ZERO_COPY: Final = "http.response.zerocopysend"
-"""Name of the ASGI extension for sending a part of an open file, and the type of the messages that request this."""
+"""The ASGI extension for sending a part of an open file. Its messages have this `type`."""
 _RANGES_BEFORE_PAUSE: Final = 16
-"""Number of ranges that a response sends before it pauses, so that the event loop can run other tasks. Without pauses,
-the 1,024 ranges that a request may have would block the loop for 100 ms."""
+"""A response pauses after this many ranges, so that the event loop can run other tasks. Without pauses, a request for
+1,024 ranges (the most that are allowed) would block the loop for 100 ms."""
 
 
 async def head_blob(exchange: Exchange) -> None:
@@ -59,7 +59,7 @@ async def get_blob(exchange: Exchange) -> None:
             return
     spans = read_ranges(exchange, etag_digest)
     if spans and len(spans) > 1:
-        spans = await _existing_spans(exchange, digest, spans)
+        spans = await _satisfiable_spans(exchange, digest, spans)
         if len(spans) > 1:
             if await _send_multipart(exchange, digest, spans):
                 return
@@ -68,8 +68,8 @@ async def get_blob(exchange: Exchange) -> None:
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0] if spans else None)
     try:
         if is_conditional and spans and etag_digest is not None and reader.is_incomplete:
-            # The blob was deleted after the condition was checked, and its mirror downloads it again. The bytes of the
-            # new download are not verified yet, so they may not fit the bytes that the client has already.
+            # The blob was deleted after the condition was checked, and the mirror downloads it again. The new bytes are
+            # not verified yet. The client must not append unverified bytes to those that it has already.
             raise PartialBlobLost(
                 "the blob was removed from this registry while the request was being answered; try again"
             )
@@ -90,8 +90,8 @@ def _etag_digest(descriptor: Descriptor) -> Digest | None:
 
 
 async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) -> None:
-    """Sends the span of the blob that `reader` reads. `is_range`: whether the client requested a range. True: the
-    status is 206. False: the span is the whole blob, and the status is 200."""
+    """Sends the span of the blob that `reader` reads. `is_range`: True if the client requested a range; the status is
+    then 206. False if the span is the whole blob; the status is then 200."""
     start, stop = reader.span
     size = reader.descriptor.size
     identity_headers = blob_headers(reader.descriptor.digest, verified=not reader.is_incomplete)
@@ -110,34 +110,34 @@ async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) 
         await _send_stream(exchange, _read_parts(exchange, reader, watch), stop - start, watch)
 
 
-async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
-    """Returns those of `spans` that have bytes in the blob, in their order. A span that goes beyond the end of the blob
-    is shortened. In every returned span, `start` is not negative and `stop` is not None. Does not merge spans, because
-    clients match the parts of the response with the ranges that they requested.
+async def _satisfiable_spans(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
+    """Returns the *satisfiable* spans: those of `spans` that have bytes in the blob. Keeps their order. Shortens a span
+    that goes beyond the end of the blob. In every returned span, `start` is not negative and `stop` is not None. Does
+    not merge spans: a client expects one part in the response for each range that it requested.
 
-    Returns an empty list if the spans together are longer than the blob. Then the caller sends the whole blob, so that
-    overlapping ranges cost no more than the blob itself (RFC 9110, 14.2 and 17.15). Raises BlobUnknown, and
-    RangeInvalid if no span has bytes in the blob."""
+    Returns an empty list if the satisfiable spans together are longer than the blob. The caller then sends the whole
+    blob, so that overlapping ranges cost no more than the blob itself (RFC 9110, 14.2 and 17.15). Raises BlobUnknown.
+    Raises RangeInvalid if no span is satisfiable."""
     size = (await exchange.registry.resolve_blob(exchange.repo, digest)).size
-    existing_spans = []
+    satisfiable_spans = []
     for span in spans:
         with suppress(RangeInvalid):  # the span has no bytes in the blob
-            existing_spans.append(Span(*span.to_offsets(size)))
-    if not existing_spans:
+            satisfiable_spans.append(Span(*span.to_offsets(size)))
+    if not satisfiable_spans:
         raise RangeInvalid(f"the blob has {size} bytes; the requested ranges contain none of them", size=size)
-    return existing_spans if sum((span.stop or 0) - span.start for span in existing_spans) <= size else []
+    return satisfiable_spans if sum((span.stop or 0) - span.start for span in satisfiable_spans) <= size else []
 
 
 def _is_passed_through(reader: BlobReader) -> bool:
-    """Returns whether a mirror downloads the blob for `reader` alone, because the disk is too full to store the blob.
-    Each further reader of the blob then needs a download of its own."""
+    """Returns whether the mirror downloads the blob for `reader` alone. The mirror does this if the disk is too full to
+    store the blob. Each further reader of the blob needs another download."""
     return reader.is_incomplete and reader.file is None
 
 
 async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span]) -> bool:
     """Sends several spans as `multipart/byteranges` (RFC 9110, 14.6), and returns True. `spans`: a result of
-    `_existing_spans`. If the blob is passed through, each span would need a download of its own. In this case sends
-    nothing and returns False: the caller then ignores Range and sends the whole blob (RFC 9110, 14.2).
+    `_satisfiable_spans`. If `_is_passed_through` is true, each span would need another download. In this case, sends
+    nothing and returns False, and the caller sends the whole blob instead (RFC 9110, 14.2 allows this).
 
     Opens the first span before it sends the status, so an error of the first span gets an error response. An error of a
     later span ends the response early, and the server closes the connection."""
@@ -158,13 +158,13 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
             if index:
                 if index % _RANGES_BEFORE_PAUSE == 0:
                     await asyncio.sleep(0)
-                # While a mirror opens the blob, it may have to wait for its upstream.
+                # Opening the blob may take long: a mirror may wait for its upstream.
                 opening = exchange.registry.open_blob(exchange.repo, digest, span)
                 part_reader = await watch.cancel_on_disconnect(opening)
             async with aclosing(part_reader):
                 if part_reader.is_incomplete and (not reader.is_incomplete or _is_passed_through(part_reader)):
-                    # There are two cases. The blob was deleted after the first part, and the mirror downloads it again,
-                    # maybe with other bytes. Or the disk became full, and this part would need a download of its own.
+                    # After the first part was sent, one of two things happened. The blob was deleted, and the mirror
+                    # downloads it again, maybe with other bytes. Or the disk became full: see `_is_passed_through`.
                     raise PartialBlobLost(
                         "the blob was removed from this registry, or the registry's disk became full, after the first "
                         "part was sent; try again"
@@ -198,8 +198,8 @@ def _content_range(start: int, stop: int, size: int) -> bytes:
 
 
 class FilePart(NamedTuple):
-    """A part of a response's body that the server sends from an open file, without reading it into memory. The part is
-    the `length` bytes of the blob that begin at the offset `start`."""
+    """A part of a response's body that the server sends directly from an open file. The part has `length` bytes, and
+    begins at the offset `start` of the blob."""
 
     file: OpenFile
     start: int
@@ -210,9 +210,9 @@ BodyPart = bytes | FilePart
 
 
 async def _read_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectWatch) -> AsyncGenerator[BodyPart, None]:
-    """Yields the span that `reader` reads, in parts. The parts are `FilePart`s if the blob is in a file and the server
-    can send files (ASGI's zero-copy extension), and bytes otherwise. Yields each part of an incomplete blob when it has
-    arrived from the upstream. Raises ClientGone if the client disconnects while this waits for bytes."""
+    """Yields the parts of the span that `reader` reads: `FilePart`s if the blob is in a file and the server can send
+    files (`_ZERO_COPY`); bytes otherwise. If the blob is incomplete, waits until the bytes of each part have arrived
+    from the upstream. Raises ClientGone if the client disconnects during this wait."""
     file = reader.file
     if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
         offset, stop = reader.span
@@ -230,12 +230,12 @@ async def _read_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectW
 async def _send_stream(
     exchange: Exchange, stream: AsyncIterable[BodyPart], length: int, watch: DisconnectWatch
 ) -> None:
-    """Sends the parts of `stream`, which have `length` bytes together, as the body of the response.
+    """Sends the parts of `stream` as the body of the response. `length`: total number of bytes of the parts.
 
-    Before each part except the first, checks whether the client has disconnected: some servers accept data for a client
-    that has disconnected. The first check starts a task that watches the client, so a response of one part needs no
-    task. Raises ClientGone, and the errors of reading the blob. After such an error, the server closes the connection,
-    because the body is shorter than its Content-Length."""
+    Before each part except the first, checks whether the client has disconnected, because some ASGI servers do not
+    report this when they send. The first check starts a task. A response of one part needs no check, so it starts none.
+    Raises ClientGone, and the errors of reading the blob. After an error, the server closes the connection, because the
+    body is shorter than its Content-Length."""
     is_first = True
     remaining_bytes = length
     async for part in stream:

@@ -1,4 +1,4 @@
-"""Names of the kinds and states of jobs for pages, and the form that stops a job."""
+"""The names of jobs' kinds and states on pages, and the handler of the form that stops a job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from registry.ui.languages import translatable
 from registry.ui.page_route import FormRoute, admin_of, receive_form, redirect
 
 STOP_PATH: Final = "/ui/upkeep/stop"
-JOB_KINDS: Final = {
+JOB_KIND_NAMES: Final = {
     "gc": translatable("Garbage collection"),
     "fsck": translatable("Check of the store"),
     "scrub": translatable("Scrub"),
@@ -24,8 +24,8 @@ JOB_KINDS: Final = {
     "import-registry": translatable("Import of a directory"),
     "import-remote": translatable("Import over the network"),
 }
-"""The names of the kinds of jobs (`UpkeepComponents.work_by_kind`) on pages."""
-JOB_STATES: Final = {
+"""Maps each kind of job (a key of `UpkeepComponents.work_by_kind`) to its name on pages."""
+JOB_STATE_NAMES: Final = {
     "queued": translatable("waits"),
     "running": translatable("runs"),
     "done": translatable("done"),
@@ -35,11 +35,11 @@ JOB_STATES: Final = {
 
 
 class JobFormRoute(FormRoute):
-    """A route of a form in a list of jobs. Several pages have such a list."""
+    """A route of the form that stops a job."""
 
     form_pages = ("/ui/upkeep", "/ui/upkeep/jobs", "/ui/upkeep/newest-jobs", "/ui/mirror", "/ui/mirror/downloads")
-    """The paths of these pages. A visitor who sends the form without a login is asked to log in. After the login, the
-    visitor returns to the page that has the form."""
+    """The paths of the pages that have the form. If a visitor who is not logged in sends the form, the visitor is asked
+    to log in, and then returns to the page."""
 
 
 router = APIRouter(include_in_schema=False, route_class=JobFormRoute)
@@ -47,8 +47,8 @@ router = APIRouter(include_in_schema=False, route_class=JobFormRoute)
 
 @router.post(STOP_PATH)
 async def stop(request: Request) -> Response:
-    """Asks the process that runs a job to stop it, and redirects to the path `next` of the form. Raises Unauthorized,
-    Denied, JobUnknown, RequestInvalid."""
+    """Asks the process that runs the job to stop the job. Redirects to the path in the form's field `next`. Raises
+    Unauthorized, Denied, JobUnknown, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     await stop_job(caller, parse_number(form.one("job") or "", "this is not the number of a job"))
     return redirect(local_path(form.one("next"), JobFormRoute.form_pages[0]))

@@ -38,7 +38,7 @@ from registry.admin.mirror_routes import (
 from registry.http.error_statuses import status_of
 from registry.http.query import Query
 from registry.request import RequestInvalid
-from registry.ui.job_texts import JOB_KINDS, JOB_STATES
+from registry.ui.job_texts import JOB_KIND_NAMES, JOB_STATE_NAMES
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
@@ -287,7 +287,7 @@ async def _warm_jobs(caller: Caller) -> list[JobResponse]:
 
 
 def _job_values() -> dict[str, Any]:
-    return {"job_kinds": JOB_KINDS, "job_states": JOB_STATES, "now": datetime.now(UTC)}
+    return {"job_kinds": JOB_KIND_NAMES, "job_states": JOB_STATE_NAMES, "now": datetime.now(UTC)}
 
 
 def _parse_order(text: str | None) -> ImageOrder:

@@ -55,7 +55,7 @@ _BYTES_CHART: Final = (
     True,
 )
 """For each chart, the first three arguments of `TitledChart`: the title, the names of the series, and `is_size`."""
-_JOB_STATES: Final = {"queued": translatable("waits"), "running": translatable("runs")}
+_JOB_STATE_NAMES: Final = {"queued": translatable("waits"), "running": translatable("runs")}
 """The texts for the states of jobs that have not ended."""
 _PERIODS: Final = {"day": translatable("The last 24 hours"), "month": translatable("The last 30 days")}
 
@@ -155,7 +155,7 @@ def _current_values(status: ServerStatus, *, is_live: bool) -> dict[str, Any]:
         "status": status,
         "fills": fills[:SHOWN_FILLS],
         "more_fills": len(fills[SHOWN_FILLS:]),
-        "job_states": _JOB_STATES,
+        "job_states": _JOB_STATE_NAMES,
         "is_live": is_live,
     }
 

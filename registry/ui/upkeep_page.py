@@ -20,7 +20,7 @@ from registry.admin.scrub_routes import list_damaged, show_scrub, start_scrub
 from registry.config import format_duration
 from registry.http.error_statuses import status_of
 from registry.request import RequestInvalid
-from registry.ui.job_texts import JOB_KINDS, JOB_STATES
+from registry.ui.job_texts import JOB_KIND_NAMES, JOB_STATE_NAMES
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
@@ -99,7 +99,7 @@ async def jobs(request: Request) -> Response:
     the number of the last job on the previous page. Raises Unauthorized, Denied, RequestInvalid."""
     caller, query = await admin_of(request), query_of(request)
     kind = query.one("kind") or None
-    if kind is not None and kind not in JOB_KINDS:
+    if kind is not None and kind not in JOB_KIND_NAMES:
         raise RequestInvalid("there is no such kind of job")
     # Only the API limits the length of `after`. The number of a job has at most 18 digits
     # (`registry.http.query.MAX_NUMBER`).
@@ -169,7 +169,11 @@ async def start_job(request: Request) -> Response:
         raise RequestInvalid("there is no such kind of job")
     if kind in CONFIRMATION_QUESTIONS and not form.one("sure"):
         async with page_slot(request):
-            values: dict[str, Any] = {"kind": kind, "question": CONFIRMATION_QUESTIONS[kind], "title": JOB_KINDS[kind]}
+            values: dict[str, Any] = {
+                "kind": kind,
+                "question": CONFIRMATION_QUESTIONS[kind],
+                "title": JOB_KIND_NAMES[kind],
+            }
             return await page_response(request, "upkeep_question.html", section="upkeep", here=UPKEEP_PATH, **values)
     try:
         await JOB_STARTERS[kind](caller)
@@ -254,7 +258,7 @@ def _duration_text(seconds: float | None) -> str:
 
 
 def _job_values() -> dict[str, Any]:
-    return {"job_kinds": JOB_KINDS, "job_states": JOB_STATES, "now": datetime.now(UTC)}
+    return {"job_kinds": JOB_KIND_NAMES, "job_states": JOB_STATE_NAMES, "now": datetime.now(UTC)}
 
 
 router.routes.extend([*_slotless_routes.routes, *_forms.routes])

@@ -14,25 +14,25 @@ from storage.upkeep.job_runner import JobContext, Work
 FSCK: Final = "fsck"
 """The kind of the job."""
 MAX_RECORDS: Final = 1000
-"""Number of problems that the job's result lists. A command that runs the job receives all problems, as steps."""
+"""Largest number of problems that the job's result lists. The job sends every problem as a step."""
 
 
 def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
-    """Returns the function that runs the job. The job's arguments `repair` and `hash` (true or false) are the options
-    of `entrepot fsck`.
+    """Returns the function that runs the job. The job has the arguments `repair` and `hash` (true or false), which are
+    the options of `entrepot fsck`. The job can be stopped at any time. After a restart of the server, the job starts
+    from the beginning.
 
-    Each problem is a step `problem` with the fields `code`, `repository`, `item`, `problem` and `repair`; `repair` is
-    null if the problem was not repaired. The job can be stopped at any time. A server that continues the job after a
-    restart starts it from the beginning. The result has these fields:
+    The job sends a step `problem` for each problem, with the fields `code`, `repository`, `item`, `problem` and
+    `repair`. `repair` says how the problem was repaired; it is null if the problem was not repaired. The result of the
+    job has these fields:
 
-    - `found`: the number of problems by code. `repaired`: how many of them were repaired. `left`: how many were not
-      repaired.
+    - `found`: maps each code to the number of problems with this code.
+    - `repaired`, `left`: the number of problems that were repaired, and of those that were not repaired.
     - `damaged`: the number of blobs and manifests that are recorded as damaged at the end of the check. Content that
-      was recorded as damaged before the check is not a problem: it counts in `damaged`, but not in `found`. A damaged
-      blob without a record is a problem, which is repaired by recording the blob as damaged. The blob then counts in
-      `found`, `repaired` and `damaged`.
-    - `records`: the first `MAX_RECORDS` problems, with the fields of a step. `more`: whether there are more
-      problems."""
+      was recorded as damaged before the check is not a problem. If the check finds a damaged blob and records it as
+      damaged, the blob counts as a repaired problem, and in `damaged`.
+    - `records`: the first `MAX_RECORDS` problems, each with the fields of its step.
+    - `more`: whether there are more problems than in `records`."""
     mirrored = tuple(f"{upstream.name}/" for upstream in settings.upstream)
 
     async def check(context: JobContext) -> JSON:

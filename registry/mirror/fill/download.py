@@ -279,8 +279,8 @@ class Download:
                 self._plan.give_back(sink.piece)
         if isinstance(sink, PieceSink):
             self._ranges_work = self._ranges_work or span.stop is not None
-            seconds = time.monotonic() - sink.response_at
-            self._concurrency.note_piece(sink.new_bytes, seconds, sink.response_at - sink.requested_at)
+            seconds = time.monotonic() - sink.response_started_at
+            self._concurrency.note_piece(sink.new_bytes, seconds, sink.response_started_at - sink.requested_at)
             self._stragglers.note_piece(self._loop.time(), sink.new_bytes, seconds)
         return True
 

@@ -1,9 +1,11 @@
-"""Writes the bytes of one response from an upstream registry into a partial blob. `PieceSink` writes the response to a
-request for one byte range, a *piece*. `WholeSink` writes the response to a request for the whole blob, but only the
-bytes that are missing.
+"""Writes the bytes of one response from an upstream registry into a *partial blob*, the file of a blob that is still
+being downloaded.
 
-A *partial blob* is a blob that is still being downloaded, into a file. Both classes implement the Protocol `BlobSink`,
-whose methods are called in the thread that reads the response. An *endpoint* is one of the base URLs of the upstream.
+- `PieceSink`: for the response to a request for one byte range, a *piece*.
+- `WholeSink`: for the response to a request for the whole blob.
+
+Both classes implement the Protocol `BlobSink`. The thread that reads the response calls their methods. An *endpoint* is
+one of the base URLs of the upstream.
 """
 
 from __future__ import annotations
@@ -17,27 +19,27 @@ from storage.errors import UpstreamUnavailable
 from storage.partials import Partial
 
 UntrustedEndpoints = Mapping[str, UpstreamUnavailable]
-"""Maps each endpoint whose bytes are not accepted, because it sent bytes with a wrong digest before, to the error to
-raise."""
+"""The endpoints that have sent bytes with a wrong digest. Their responses are not accepted. Maps each endpoint to the
+error to raise at its next response."""
 
 
 class PieceSink:
     """Writes the response to a request for one piece into the partial blob. Accepts only the bytes of the piece.
-    `requested_at`, `response_at`: when the request was sent and when the response started, in seconds of the monotonic
-    clock."""
+
+    - `requested_at`: when this sink was created for the request, in seconds of `time.monotonic`.
+    - `response_started_at`: when the response started; equal to `requested_at` before this."""
 
     def __init__(
         self, partial: Partial, piece: Piece, on_response: Callable[[], None], untrusted: UntrustedEndpoints
     ) -> None:
-        """`on_response`: called, in the thread that reads the response, when the response starts. `untrusted`: the
-        endpoints whose bytes are not accepted."""
+        """`on_response`: called when the response starts, in the thread that reads the response."""
         self._partial = partial
         self._untrusted = untrusted
         self._on_response = on_response
         self.piece = piece
         self.endpoint: str | None = None
         """The endpoint that sends the response; None before the response has started."""
-        self.requested_at = self.response_at = time.monotonic()
+        self.requested_at = self.response_started_at = time.monotonic()
 
     @property
     def new_bytes(self) -> int:
@@ -45,14 +47,14 @@ class PieceSink:
         return self.piece.next_offset - self.piece.start
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        """Checks the start of the response, which has the bytes from offset `start` up to, but without, `stop`. `size`:
-        size of the whole blob. Raises UpstreamUnavailable if the endpoint is untrusted, BlobSizeWrong if `size` is not
-        the expected size, and RangesUnsupported if the response has another range than the piece."""
+        """Checks the start of the response. `start`, `stop`: the offsets of the response's first byte and of the byte
+        after its last one. `size`: size of the whole blob. Raises UpstreamUnavailable if the endpoint is untrusted,
+        BlobSizeWrong if `size` is not the expected size, and RangesUnsupported if the response is not the piece."""
         check_response(endpoint, self._untrusted, size, self._partial.size)
         if (start, stop) != (self.piece.start, self.piece.stop):
             raise RangesUnsupported
         self.endpoint = endpoint
-        self.response_at = time.monotonic()
+        self.response_started_at = time.monotonic()
         self._on_response()
 
     def take(self, offset: int, data: memoryview) -> None:
@@ -65,8 +67,8 @@ class PieceSink:
 
 
 class WholeSink:
-    """Writes the response to a request for the whole blob into the partial blob. Writes only the bytes that are
-    missing: the other bytes must not change, because a client may have read them."""
+    """Writes the response to a request for the whole blob into the partial blob. Writes only the missing bytes: the
+    stored bytes must not change, because a client may have read them."""
 
     def __init__(
         self,
@@ -76,8 +78,7 @@ class WholeSink:
         untrusted: UntrustedEndpoints,
     ) -> None:
         """`gaps`: the missing byte ranges, each as the offsets of its first byte and of the byte after its last one.
-        `on_response`: called, in the thread that reads the response, when the response starts. `untrusted`: the
-        endpoints whose bytes are not accepted."""
+        `on_response`: called when the response starts, in the thread that reads the response."""
         self._partial = partial
         self._untrusted = untrusted
         self._gaps = gaps
@@ -90,9 +91,9 @@ class WholeSink:
         """Offset of the next byte of the response."""
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        """Checks the start of the response. `size`: size of the whole blob. Raises UpstreamUnavailable if the endpoint
-        is untrusted or the response has only a part of the blob, and BlobSizeWrong if `size` is not the expected
-        size."""
+        """Checks the start of the response. `PieceSink.begin` describes the parameters. Raises UpstreamUnavailable if
+        the endpoint is untrusted or if the response is not the whole blob. Raises BlobSizeWrong if `size` is not the
+        expected size."""
         check_response(endpoint, self._untrusted, size, self._partial.size)
         if (start, stop) != (0, size):
             raise UpstreamUnavailable(f"{endpoint} sent only a part of the blob, but all of it was requested")
@@ -100,8 +101,8 @@ class WholeSink:
         self._on_response()
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Writes the next bytes, except for those that are already stored. Raises UpstreamUnavailable if the bytes are
-        out of order or beyond the end of the blob, and the errors of `Partial.write_at`."""
+        """Takes the next bytes of the blob, and writes those that are missing. Raises UpstreamUnavailable if the bytes
+        are out of order or beyond the end of the blob, and the errors of `Partial.write_at`."""
         if offset != self.next_offset or offset + len(data) > self._partial.size:
             raise UpstreamUnavailable(f"{self.endpoint} sent bytes that were not asked for")
         for start, stop in self._gaps:
@@ -113,8 +114,8 @@ class WholeSink:
 
 
 def check_response(endpoint: str, untrusted: UntrustedEndpoints, size: int, expected_size: int) -> None:
-    """Raises UpstreamUnavailable if the endpoint is untrusted. Raises BlobSizeWrong if the blob does not have the
-    expected size in bytes: the response may be an error page, or the manifest may state a wrong size."""
+    """Raises UpstreamUnavailable if the endpoint is untrusted. Raises BlobSizeWrong if `size`, the size of the blob
+    according to the response, is not `expected_size`. Both sizes are in bytes."""
     if endpoint in untrusted:
         raise untrusted[endpoint]
     if size != expected_size:

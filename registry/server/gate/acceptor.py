@@ -3,12 +3,12 @@
 Connections wait in the kernel until a worker accepts them. Every worker has the listening socket open, so waiting
 connections are not lost if a worker dies.
 
-Each iteration of the event loop accepts one connection. A busy worker has longer iterations, so it accepts fewer
-connections. asyncio and libuv would accept all waiting connections at once: one worker would get a whole burst, and the
-other cores would have nothing to do.
+Each iteration of a worker's event loop accepts at most one connection. This spreads connections over the workers: a
+busy worker has longer iterations, and accepts fewer connections. (The servers of asyncio and libuv accept all waiting
+connections at once, so one worker could get all of them.)
 
-Each iteration starts at most one TLS handshake. The first step of a handshake takes one or two milliseconds, so
-hundreds of handshakes in one iteration would block the event loop."""
+Each iteration starts at most one TLS handshake. The start of a handshake blocks the event loop for one or two
+milliseconds."""
 
 from __future__ import annotations
 
@@ -29,20 +29,24 @@ from registry.server.server_limits import ServerLimits
 from registry.server.server_log import log
 
 OnLost = Callable[[], None]
-"""Called when a connection is lost, in rare cases twice."""
+"""Called when a connection is lost. It may be called twice for one connection."""
 OnRefused = Callable[[tuple[str, int], bytes, int, str], None]
-"""Called when a client sends plain HTTP to a TLS port. Also called for some of the connections that are closed because
-the client's address has too many: a call for each of them would fill the log. The arguments are the client's address
-and port, the bytes that the client has sent, the status of the response (0: no response), and the reason in one
-line."""
+"""Called in two cases:
+
+- A client has sent plain HTTP to a TLS port.
+- A connection was closed because the client's address has too many connections. To keep the log small, not every such
+  connection leads to a call.
+
+The arguments are the client's address and port, the bytes that the client has sent, the status of the response (0: no
+response), and the reason in one line."""
 ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
-"""Creates the protocol object of a new connection. If the argument is not None, the object calls it when the connection
-is lost."""
+"""Creates the protocol object of a new connection. The argument is the function that the protocol object calls when the
+connection is lost, or None."""
 
 _ERROR_PAUSE_SECONDS = 0.5
 """How long the worker accepts no connections after an error other than `_CONNECTION_ERRORS`."""
 _EXHAUSTED_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-"""The system has no file descriptors or memory left."""
+"""Errors which mean that no file descriptors or no memory are left."""
 _EXHAUSTED_EVICTIONS = 16
 """Largest number of connections that the worker closes after one of `_EXHAUSTED_ERRORS`. It closes only silent
 connections: those without a request, and those whose request makes no progress."""
@@ -55,8 +59,8 @@ _CONNECTION_ERRORS = (
 """Errors that concern only one connection (accept(2), "Error handling"). EAGAIN means that another worker has accepted
 the connection."""
 _TLS_SHUTDOWN_SECONDS = 600.0
-"""The event loop's timeout for closing a TLS connection. It never passes, because the timeouts in
-`registry.server.connection.timeouts` are shorter."""
+"""The event loop's timeout for closing a TLS connection. The timeouts in `registry.server.connection.timeouts` are
+shorter, and take effect before it."""
 _TLS_FIRST_BYTE = b"\x16"
 """First byte of a TLS handshake record (RFC 8446, 5.1)."""
 _TLS_EXPECTED = "this port speaks TLS: use https://"
@@ -66,20 +70,20 @@ _TOO_MANY_CONNECTIONS = "the client's address has too many connections"
 class PendingConnection:
     """An accepted connection that has no protocol object yet, usually because its TLS handshake is in progress."""
 
-    def __init__(self, network: str | None, since: float, *, is_tls: bool) -> None:
-        """`network` is the client's IPv4 address, or the /64 network of its IPv6 address. It is None for a trusted
-        proxy. `since` is the time of acceptance, in seconds of the event loop's clock."""
-        self._candidate = EvictionCandidate("new", since, network) if is_tls else None
+    def __init__(self, network: str | None, accepted_at: float, *, is_tls: bool) -> None:
+        """`network`: the client's IPv4 address, or the /64 network of its IPv6 address; None if the client is a trusted
+        proxy. `accepted_at`: when the connection was accepted, in seconds of the event loop's clock."""
+        self._candidate = EvictionCandidate("new", accepted_at, network) if is_tls else None
         self.task: asyncio.Task[None] | None = None
         """The task that sets up the connection. The acceptor assigns it right after creating this object."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Describes this connection as a candidate for eviction: a connection that the worker may close to make room
-        for another one. `now` is not used. Returns None in two cases:
+        """Returns the description of this connection if the worker may *evict* it, which means to close it to make room
+        for another connection. Does not use `now`. Returns None if the worker must not evict it:
 
         - The connection is being closed already.
-        - The connection does not use TLS. It soon gets its protocol object, which is a candidate itself. If `task` were
-          cancelled meanwhile, uvloop would close the transport without calling `connection_lost`.
+        - The connection does not use TLS. If `evict` cancelled `task` while uvloop creates the protocol object, uvloop
+          would close the transport without calling `connection_lost`.
         """
         return None if self.task is None or self.task.cancelling() else self._candidate
 
@@ -103,8 +107,8 @@ class Acceptor:
         pending: set[PendingConnection],
         on_refused: OnRefused = lambda *_: None,
     ) -> None:
-        """`sock` must be listening; the method `close` closes it. `pending` is the worker's set of connections without
-        a protocol object. The acceptor updates the set, and `connection_limit` counts its members."""
+        """`sock` must be listening; the method `close` closes it. `pending` is the set of all connections of the worker
+        that have no protocol object yet. The acceptor updates `pending`, and `connection_limit` counts its members."""
         self._loop = loop
         self._sock = sock
         self._make_protocol = make_protocol
@@ -172,8 +176,8 @@ class Acceptor:
         admission: AdmittedConnection | None,
         task: asyncio.Task[None],
     ) -> None:
-        """If the task was cancelled, closes the socket and stops counting the connection. The task does not do this
-        itself, because a task that is cancelled before its first step runs no code."""
+        """Removes the connection from the pending ones. If `task` was cancelled, also closes the socket and releases
+        `admission`. `_set_up` cannot do this, because a task that is cancelled before its first step runs no code."""
         self._pending.discard(connection)
         if task.cancelled():
             sock.close()
@@ -182,7 +186,7 @@ class Acceptor:
 
     def _on_error(self, error: OSError) -> None:
         """Handles an error of accept(2). Ignores an error that concerns only one connection. After any other error,
-        accepts no connections for a while. If no descriptors or memory are left, also closes silent connections."""
+        accepts no connections for a while. After one of `_EXHAUSTED_ERRORS`, also closes silent connections."""
         if error.errno in _CONNECTION_ERRORS:
             return
         if error.errno in _EXHAUSTED_ERRORS:
@@ -197,8 +201,9 @@ class Acceptor:
 
     async def _set_up(self, sock: socket.socket, admission: AdmittedConnection | None) -> None:
         """Creates the protocol object of an accepted connection. On a TLS port, first performs the handshake. After an
-        error, closes the socket and stops counting the connection. After a cancellation, `_on_set_up_done` does both.
-        `admission` is None if the connection does not count against the limit of its client's address."""
+        error, closes the socket and releases `admission`. After a cancellation, `_on_set_up_done` does both.
+        `admission`: counts the connection against the limit of the client's address; None if that limit does not
+        apply."""
         on_lost = None if admission is None else admission.release
         try:
             if self._listener_options.certificates is None:
@@ -236,13 +241,13 @@ class Acceptor:
             ssl_shutdown_timeout=_TLS_SHUTDOWN_SECONDS,
         )
         if transport.is_closing() and on_lost is not None:
-            # The client disconnected during the handshake. In this case asyncio may leave out `connection_lost`, which
-            # calls `on_lost`. Calling `on_lost` twice does no harm.
+            # The client disconnected during the handshake. asyncio may then not call `connection_lost`, which calls
+            # `on_lost`. A second call of `on_lost` does no harm.
             on_lost()
 
     async def _wait_for_first_byte(self, sock: socket.socket) -> bytes:
-        """Waits for the client's first byte, and leaves it in the socket. Returns b"" if the client closes the
-        connection first."""
+        """Waits for the client's first byte and returns it, but leaves it in the socket's buffer. Returns b"" if the
+        client closes the connection before it sends a byte."""
         while True:
             try:
                 return sock.recv(1, socket.MSG_PEEK)
@@ -255,12 +260,12 @@ class Acceptor:
                     self._loop.remove_reader(sock)
 
     def _answer_plain_http(self, sock: socket.socket, first_byte: bytes) -> None:
-        """Sends an error response if the first byte is a letter: every HTTP request begins with a letter. Raises
-        OSError if the connection fails."""
+        """Sends an error response if the first byte is a letter, as in every HTTP request. Raises OSError if the
+        connection fails."""
         if first_byte.isalpha():
             peer = sock.getpeername()
-            # Reads the request, because if a socket with unread data is closed, the kernel resets the connection, and
-            # the client could lose the response.
+            # Reads the request: if unread data were left when the socket is closed, the kernel would reset the
+            # connection, and the client could lose the response.
             received = sock.recv(64 * 1024)
             sock.send(error_response(RefusedRequest(HTTPStatus.BAD_REQUEST, _TLS_EXPECTED), []))
             self._on_refused((plain_address(peer[0]), peer[1]), received, HTTPStatus.BAD_REQUEST, _TLS_EXPECTED)

@@ -1,13 +1,12 @@
 """Limits the memory of a worker's TLS connections.
 
-The event loop's TLS transport has two buffers for each connection. The transport reads up to 256 KiB at once from the
-socket into the first buffer. The second buffer keeps encrypted bytes while the protocol object of the connection does
-not take them. The buffers grow when a client sends much at once, such as the body of a push or many requests. They
-keep up to 0.75 MiB until the connection is closed, even if it is idle. Even a client that is not logged in can cause
-this.
+The event loop's TLS transport has two buffers for each connection: one for the bytes that it reads from the socket, and
+one for encrypted bytes that the connection's protocol object has not taken yet. The buffers grow when a client sends
+much at once, such as the body of a push. Together they can grow to 0.75 MiB, and they do not shrink before the
+connection is closed. A client needs no login to make them grow.
 
-A worker therefore has two limits, which `tls_limits` computes from the memory of the machine: the number of TLS
-connections, and the number of TLS connections whose buffers may be large.
+So each worker limits the number of its TLS connections, and the number of its TLS connections with large buffers.
+`tls_limits` computes both limits.
 """
 
 from __future__ import annotations
@@ -23,36 +22,36 @@ from registry.server.server_log import log
 
 KIB: Final = 1024
 TLS_CONNECTION_BYTES: Final = 128 * KIB
-"""Roughly the most memory that a TLS connection with small buffers takes. A new connection takes 45 KiB. A connection
-on which the server has sent a blob or a large response takes about 130 KiB."""
+"""Approximately the largest amount of memory that a TLS connection with small buffers takes. A new connection takes 45
+KiB. After the server has sent a blob or another large response, the connection takes about 130 KiB."""
 LARGE_CONNECTION_BYTES: Final = 768 * KIB
-"""How much memory a connection with large buffers can take in addition: 256 KiB for what is read from the socket, and
-512 KiB for encrypted bytes."""
+"""Largest amount of memory that large buffers add to `TLS_CONNECTION_BYTES`: 256 KiB for the bytes that are read from
+the socket, and 512 KiB for the encrypted bytes."""
 LARGE_READ_BYTES: Final = 18 * KIB
-"""The transport's buffers are small until they hold more bytes than this at once. This number is a bit more than the
-largest TLS record (RFC 8446, 5.2). A request without a large body is smaller than this."""
+"""A connection may have large buffers after they have held more bytes than this at once. This is slightly more than the
+largest TLS record (RFC 8446, 5.2), and more than a request without a large body."""
 MAX_EXAMINED: Final = 100
-"""A *short* search for a silent connection examines at most this many connections. A *long* search examines all
-connections if necessary. Examining one takes up to ten microseconds.
+"""Largest number of connections that a *short* search for a silent connection examines. A *long* search examines more:
+all connections if necessary. Examining a connection takes up to ten microseconds.
 
-A connection is *silent* in four cases: it is idle, its request is stalled, its client has sent no complete request yet,
-or the server only waits until the client closes it."""
+`registry.server.gate.connection_limit.SilentConnectionKind` lists the kinds of *silent* connections, such as idle
+ones."""
 LONG_SEARCH_SECONDS: Final = 0.25
-"""Shortest time between two long searches. In between, searches are short."""
+"""Shortest time between two long searches. Searches between them are short."""
 _MEMORY_DIVISOR: Final = 8
-"""The small buffers of all TLS connections of the server may take an eighth of the memory, and the large buffers
-another eighth."""
+"""The TLS connections of the server together may take an eighth of the memory, without their large buffers. The large
+buffers together may take another eighth."""
 _MIN_CONNECTIONS: Final = 512
-"""A worker may have this many TLS connections even if there is little memory."""
+"""A worker may always have this many TLS connections, even if there is little memory."""
 _MIN_LARGE_CONNECTIONS: Final = 64
-"""This many TLS connections of a worker may have large buffers even if there is little memory."""
+"""This many TLS connections of a worker may always have large buffers, even if there is little memory."""
 _LOG_INTERVAL_SECONDS: Final = 60.0
 """Shortest time between two log lines about closed connections."""
 
 
 def tls_limits(memory_bytes: int, workers: int) -> tuple[int, int]:
     """Returns how many TLS connections each worker may have, and how many of these connections may have large buffers.
-    `memory_bytes`: how much memory the server may use. If it is 0 (unknown), the limits are those of a large machine.
+    `memory_bytes`: how much memory the server may use; 0 if this is unknown, which gives the limits of a large machine.
     `workers`: the number of workers."""
     if not memory_bytes:
         return MAX_CONNECTIONS, MAX_CONNECTIONS // 8
@@ -62,34 +61,34 @@ def tls_limits(memory_bytes: int, workers: int) -> tuple[int, int]:
 
 
 class LargeBufferLimit:
-    """Limits how many TLS connections of one worker may have large buffers. Above the limit, it closes one of these
-    connections for each new one."""
+    """Counts the connections of one worker that may have large buffers, and limits their number. When a new connection
+    exceeds the limit, closes one of the counted connections."""
 
     def __init__(self, max_count: int, clock: Callable[[], float]) -> None:
-        """`clock` is the event loop's, in seconds."""
+        """`max_count`: the limit. `clock`: returns the time of the event loop, in seconds."""
         self._max_count = max_count
         self._clock = clock
         self._addresses: dict[EvictableConnection, str | None] = {}
-        """The IPv4 address or IPv6 network of each connection's client; None for a trusted proxy. The connections that
-        were examined most recently come last."""
+        """Maps each counted connection to the IPv4 address or IPv6 network of its client; None for a trusted proxy. The
+        connections that were examined most recently come last."""
         self._closing: dict[EvictableConnection, None] = {}
-        """The connections that were already being closed at the call of `add`; used as an ordered set."""
+        """The counted connections for which `add` got `is_closing`. Used as an ordered set."""
         self._no_long_search_until = -LONG_SEARCH_SECONDS
         self._unlogged_evictions = 0  # since the last log line
         self._logged_at = -_LOG_INTERVAL_SECONDS
 
     @property
     def count(self) -> int:
-        """How many open connections may have large buffers."""
+        """Number of counted connections."""
         return len(self._addresses)
 
     def add(self, connection: EvictableConnection, address: str | None, *, is_closing: bool = False) -> None:
-        """Counts a connection until `discard`. Call it once for each connection. If the limit is exceeded, evicts
-        (closes) one connection, the first of these that it finds:
+        """Counts a connection that may have large buffers, until `discard`. Called once for each such connection. If
+        the count exceeds the limit, closes (*evicts*) one counted connection, in this order of preference:
 
-        - a silent connection (`registry.server.gate.connection_limit.SilentConnectionKind`), such as an idle one;
-        - a connection that is being closed, and still waits for its client;
-        - a connection of the address with the most counted connections.
+        1. a silent connection
+        2. a connection that was being closed already when it was added (it still waits for its client)
+        3. a connection of the address with the most counted connections
 
         `address`: the client's IP address; None for a trusted proxy. All addresses of an IPv6 /64 network count as one.
         `is_closing`: whether the connection is being closed already."""
@@ -103,14 +102,15 @@ class LargeBufferLimit:
             self._log_eviction()
 
     def discard(self, connection: EvictableConnection) -> None:
-        """Stops counting a connection; called when the connection is lost. Does nothing if it is not counted."""
+        """Stops counting a connection. Called when the connection is lost. Does nothing if the connection is not
+        counted."""
         self._addresses.pop(connection, None)
         self._closing.pop(connection, None)
 
     def _find_silent(self) -> EvictableConnection | None:
-        """Returns a silent connection; None if the search finds none. Begins with the connections whose last
-        examination is longest ago. For `LONG_SEARCH_SECONDS` after a long search, examines only `MAX_EXAMINED`
-        connections. The next search then continues where this search ends."""
+        """Returns a silent connection; None if the search finds none. Examines first the connections whose last
+        examination is longest ago. The search is short if the last long search was less than `LONG_SEARCH_SECONDS`
+        ago."""
         now = self._clock()
         max_examined = MAX_EXAMINED if now < self._no_long_search_until else len(self._addresses)
         for examined_count, connection in enumerate(list(islice(self._addresses, max_examined))):
@@ -122,8 +122,8 @@ class LargeBufferLimit:
         return None
 
     def _find_from_busiest_address(self) -> EvictableConnection:
-        """Returns a connection of the address with the most counted connections. Returns a connection of a trusted
-        proxy, which serves many clients, only if all counted connections are of trusted proxies."""
+        """Returns a connection of the address with the most counted connections. Leaves out connections of trusted
+        proxies, which serve many clients, unless there are no others."""
         counts = Counter(address for address in self._addresses.values() if address is not None)
         busiest = counts.most_common(1)[0][0] if counts else None
         return next(connection for connection, address in self._addresses.items() if address == busiest)

@@ -1,12 +1,12 @@
-"""`WorkerPool`: the worker processes of a *supervisor*, their parent process. The pool forks, stops, kills and reaps
-workers when the supervisor calls its methods. It passes the workers' answers and exit codes to the supervisor.
+"""Forks, stops, kills and reaps the worker processes (`WorkerPool`). The *supervisor* is the parent process of the
+workers; it calls the methods of the pool. The pool passes the workers' answers and exit codes to the supervisor.
 
-Each worker has a *status pipe*, on which it reports that it is ready, or why it failed. All workers read from the
-*alive pipe*. The supervisor holds the only writing end of the alive pipe, and never writes to it. So the workers get an
-end of file from the alive pipe when the supervisor has ended, even if it was killed. The supervisor sends commands to
-each worker over a pair of sockets (`registry.server.process.commands`).
-
-A worker's *column* is its part of the shared table in which the workers count the connections of each client address.
+- Each worker has a *status pipe*, on which it reports that it is ready, or why it failed.
+- The *alive pipe* tells the workers when the supervisor has ended, even if it was killed. The supervisor holds the only
+  writing end, and never writes. All workers wait for the end of file at the reading end.
+- The supervisor sends commands to each worker over a pair of sockets (`registry.server.process.commands`).
+- All workers share a table in which they count the connections of each client address. Each worker has its own *column*
+  of the table.
 """
 
 from __future__ import annotations
@@ -32,25 +32,29 @@ from registry.server.process.worker_process import WorkerProcess, reap_if_ended,
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 """The signals that wake the supervisor's loop. SIGCHLD arrives when a worker has ended."""
 KILL_MARGIN_SECONDS = CANCEL_SECONDS + CLOSE_SECONDS + CANCEL_SECONDS + 2.0
-"""Time from the end of a worker's grace period to SIGKILL. During the grace period, a worker that was told to stop may
-complete its requests. After the grace period the worker waits for its cancelled requests, then for the shutdown of the
-application, and then for all other tasks, which it cancels last. The constant is the sum of the time limits of these
-three waits and a reserve of 2 seconds."""
+"""Time from the end of a worker's *grace period* to SIGKILL. In the grace period, a worker that was told to stop may
+complete its requests. This time is the sum of the limits of what the worker does afterwards, and 2 seconds:
+
+- It cancels the remaining requests and waits for them (`CANCEL_SECONDS`).
+- It shuts the application down (`CLOSE_SECONDS`).
+- It cancels all other tasks and waits for them (`CANCEL_SECONDS`).
+"""
 REAP_SECONDS = 5.0
-"""How long the supervisor waits for killed workers to end. A process that is stuck in a system call does not end."""
+"""How long the supervisor waits for killed workers to end. A process that is stuck in a system call may not end, even
+after SIGKILL."""
 
 OnAnswer = Callable[[WorkerProcess, Answer], None]
-"""Called with the answer of a worker to a command."""
+"""Called with a worker and the worker's answer to a command."""
 OnExit = Callable[[WorkerProcess, int], None]
-"""Called when a worker has ended, with the worker's exit code. If a signal ended the worker, the code is the negative
-number of the signal."""
+"""Called with a worker that has ended, and its exit code. If a signal ended the worker, the code is the negative number
+of the signal."""
 
 
 class WorkerPool:
-    """The running workers. `workers` has them by pid.
+    """The running workers. `workers` maps their pids to them.
 
-    A forked worker closes its copies of all files that are registered with `selector` or that `unregistered_files`
-    returns. Each file that only the supervisor uses must be among these files."""
+    A forked worker closes its copies of the files that only the supervisor uses. Each of these files must be registered
+    with `selector`, or `unregistered_files` must return it."""
 
     def __init__(
         self,
@@ -72,12 +76,12 @@ class WorkerPool:
 
     @property
     def serving(self) -> list[WorkerProcess]:
-        """The workers that were not told to stop or to retire."""
+        """The workers, without those that were told to stop or to retire."""
         return [worker for worker in self.workers.values() if not worker.exit_expected]
 
     def fork(self, index: int) -> WorkerProcess:
-        """Forks the worker with the number `index`. Returns only in the supervisor; the child runs the worker and
-        exits. Raises OSError."""
+        """Forks the worker with the number `index`. In the child process, runs the worker and exits; does not return.
+        Raises OSError."""
         limit = self._options.listener_options.per_address_limit
         column = None if limit is None else limit.claim_column()
         try:
@@ -125,8 +129,8 @@ class WorkerPool:
         self._selector.register(worker.commands, selectors.EVENT_READ, lambda: self._read_answer(worker))
 
     def _run_worker(self, status_writer: int, commands: socket.socket, column: int | None) -> int:
-        """Runs in the child process: serves until the worker stops, and returns the exit code. Closes the child's
-        copies of the descriptors that only the supervisor uses. `status_writer` is the writing end of the worker's
+        """Runs the worker in the child process until it has ended, and returns the exit code. Before this, closes the
+        child's copies of the files that only the supervisor uses. `status_writer` is the writing end of the worker's
         status pipe."""
         code = 1
         try:
@@ -168,8 +172,8 @@ class WorkerPool:
                 self._on_answer(worker, answer)
 
     def send(self, worker: WorkerProcess, number: int, name: str, payload: bytes | None = None) -> bool:
-        """Sends a command to the worker. `number` identifies the command in the worker's answer; 0: nothing waits for
-        the answer. Returns False if the command cannot be sent, because the worker has ended or does not read."""
+        """Sends a command to the worker. `number` identifies the command in the worker's answer. It is 0 if nothing
+        waits for the answer. Returns False if the command cannot be sent: the worker has ended or does not read."""
         try:
             send_command(worker.commands, number, name, payload)
         except OSError:
@@ -177,7 +181,7 @@ class WorkerPool:
         return True
 
     def reap(self) -> None:
-        """Removes the workers that have ended, and calls `on_exit` for each."""
+        """Removes the workers that have ended. Calls `on_exit` for each of them."""
         for worker in list(self.workers.values()):
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if pid == 0:
@@ -196,14 +200,14 @@ class WorkerPool:
             self._on_exit(worker, os.waitstatus_to_exitcode(status))
 
     def stop(self, worker: WorkerProcess) -> None:
-        """Tells the worker to stop (SIGTERM), and sets the time at which `kill_overdue` kills it."""
+        """Tells the worker to stop (SIGTERM), and sets the time from which `kill_overdue` kills it."""
         worker.exit_expected = True
         worker.kill_at = time.monotonic() + self._options.grace_seconds + KILL_MARGIN_SECONDS
         os.kill(worker.pid, signal.SIGTERM)
 
     def retire(self, worker: WorkerProcess) -> None:
-        """Tells the worker to end when its work is done, and sets the time at which `kill_overdue` kills it. If the
-        command `retire` cannot be sent to the worker, calls `stop` instead."""
+        """Tells the worker to accept no more connections and to end when its work is done. Sets the time from which
+        `kill_overdue` kills it. If the command `retire` cannot be sent to the worker, calls `stop` instead."""
         if not self.send(worker, 0, "retire"):
             self.stop(worker)
             return
@@ -216,7 +220,7 @@ class WorkerPool:
         os.kill(worker.pid, signal.SIGKILL)  # no other process can get this pid before the worker is reaped
 
     def kill_overdue(self, now: float) -> None:
-        """Kills the workers that have not ended in time. `now`: the value of `time.monotonic`."""
+        """Kills the workers whose `kill_at` has passed. `now`: the value of `time.monotonic`."""
         for worker in self.workers.values():
             if worker.kill_at <= now:
                 worker.kill_at = float("inf")
@@ -232,8 +236,8 @@ class WorkerPool:
             time.sleep(0.005)
 
     def kill_in_signal_handler(self) -> None:
-        """Kills all workers, and waits up to `REAP_SECONDS` until they have ended. Changes no attributes, because the
-        signal handler can interrupt any other method."""
+        """Does the same as `kill_all` in a signal handler, but leaves the ended workers in `workers`, and does not call
+        `on_exit`. Changes no attributes, because the signal handler can interrupt any other method."""
         running = [pid for pid in self.workers if not reap_if_ended(pid)]
         for pid in running:
             os.kill(pid, signal.SIGKILL)

@@ -24,25 +24,24 @@ S = TypeVar("S", bound=str)
 REFERRER_PAGE_BYTES = 1024 * 1024
 """Approximate size of a full page of referrers in bytes. A page is larger only if it consists of one large referrer."""
 MAX_ANNOTATIONS_BYTES = 1024 * 1024
-"""Largest size of a manifest's annotations, in bytes of JSON, in a page of referrers. A referrer with larger
-annotations is listed without them, because most clients refuse a whole page of more than 4 MiB."""
+"""A page of referrers lists a manifest without its annotations if they have more bytes of JSON than this. Most clients
+refuse a page of more than 4 MiB."""
 PAGE_COST_LIMIT = 200_000
-"""Cost at which a page of repositories ends. Matching one character of a repository's name against the simplest set of
-names costs 1. A page with this cost takes about 0.1 s."""
+"""Reading a page of repositories ends at this cost, after about 0.1 s. Matching one character of a repository's name
+against the simplest set of names costs 1."""
 STATEMENT_COST = 100
 """Cost of an SQL statement."""
 NAME_COST = 10
-"""Cost of reading a name, in addition to matching its characters."""
-SKIP_COST_PER_CHARACTER = 2
-"""Additional cost per character of a name that is not in the set, as a multiple of the cost of matching the character.
-This covers the search for the next name in the set."""
+"""Cost of reading a name, without matching its characters."""
+SKIP_COST_FACTOR = 2
+"""After a name that is not in the set, the reader searches for the next name in the set. The search costs this many
+times as much as matching the characters of the name."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
-"""Smallest and largest number of names that one statement reads. Each statement reads twice as many names as the
-statement before. But if the reader skips names between two statements, because they cannot be in the set, the second
-statement reads the smallest number: the reader may have to skip names again soon."""
+"""Smallest and largest number of names that one statement reads. The first statement for a page reads the smallest
+number. Each further statement reads twice as many names as the statement before. But after the reader has skipped names
+that no statement has read, the next statement reads the smallest number again."""
 MAX_REFERRERS_READ = 5_000
-"""Largest number of referrers that are read for one page. The page ends earlier when it has `limit` referrers or its
-full size in bytes."""
+"""Largest number of referrers that are read for one page."""
 
 _BLOB = """
 SELECT b.size, b.place, l.needed,
@@ -70,9 +69,9 @@ SELECT m.digest, m.media_type, m.size,
        iif(octet_length(m.annotations) <= {MAX_ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
   FROM repository r JOIN manifest m ON m.repository = r.id
  WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3 AND m.size > 0"""
-"""Returns NULL for an artifact type that is too long (a character has at most 4 bytes), and the length 0 for too long
-annotations. Earlier versions of this registry accepted such manifests. Leaves out damaged manifests, whose size is
-0."""
+"""Returns NULL instead of an artifact type that is too long (a character has at most 4 bytes). Returns the length 0 for
+annotations that are too large. (Earlier versions of this registry accepted such manifests.) Leaves out damaged
+manifests, whose size is 0."""
 _ALL_REFERRERS = _SELECT_REFERRERS + " ORDER BY m.digest LIMIT ?4"
 _REFERRERS_OF_TYPE = _SELECT_REFERRERS + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
 _ANNOTATIONS = "SELECT CAST(annotations AS BLOB) FROM manifest WHERE id = ?"
@@ -92,13 +91,13 @@ def is_known_repository(db: apsw.Connection, repo: RepositoryName) -> bool:
 
 
 def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
-    """Returns a blob of the repository. Raises BlobUnknown if the repository has no link to the blob, or if the blob is
-    damaged. So a client that asks for a damaged blob before a push learns that it is missing, and uploads it again."""
+    """Returns a blob of the repository. Raises BlobUnknown if the repository has no link to the blob. Also raises
+    BlobUnknown if the blob is damaged, so that clients upload it again."""
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
     size, place, last_used, is_queued_for_collection = row
-    if not place:  # the key of the bytes in the blob store; empty if the blob is damaged
+    if not place:  # `place` is the key of the bytes in the blob store, and empty if the blob is damaged
         raise BlobUnknown(
             f"the stored bytes of {digest} were damaged and are not served any more; push the image again to restore it"
         )
@@ -128,7 +127,7 @@ def _manifest_row(
 
 
 def _digest(text: str) -> Digest:
-    """Returns a digest read from the database. Skips the checks of `Digest`, which ran before it was stored."""
+    """Makes a digest from a text in the database. Skips the checks of `Digest`: only checked digests are stored."""
     return str.__new__(Digest, text)
 
 
@@ -140,8 +139,8 @@ def damaged_manifest_error(digest: str) -> ManifestUnknown:
 
 
 def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Descriptor:
-    """Returns the descriptor of a manifest with media type, digest and size only. Artifact type and annotations may be
-    large, and no caller needs them. Raises ManifestUnknown."""
+    """Returns the descriptor of a manifest: its media type, digest and size, without its artifact type and annotations.
+    Raises ManifestUnknown."""
     media_type, digest, size = _manifest_row(db, _DESCRIPTOR_STATEMENTS, repo, reference)
     if not size:
         raise damaged_manifest_error(digest)
@@ -153,9 +152,9 @@ def manifest(
 ) -> Manifest:
     """Returns the manifest. Raises ManifestUnknown.
 
-    `large_manifests` maps digests to the manifests larger than `LARGE_MANIFEST_BYTES` that are in use now. Takes a
-    large manifest from this mapping. If the mapping lacks the manifest, reads it from the database and adds it to the
-    mapping, so that concurrent readers share one copy."""
+    `large_manifests`: the manifests in use that are larger than `LARGE_MANIFEST_BYTES`, by digest. Returns a large
+    manifest from this mapping, so that concurrent readers share one copy. If the mapping lacks the manifest, first
+    reads it from the database and adds it to the mapping."""
     body, media_type, digest, manifest_id = _manifest_row(db, _MANIFEST_STATEMENTS, repo, reference)
     if body is not None:
         if not body:
@@ -171,8 +170,9 @@ def manifest(
 def repository_page(
     db: apsw.Connection, after: str | None, limit: int, within: NameSet, *, cost_limit: int = PAGE_COST_LIMIT
 ) -> Page[RepositoryName]:
-    """Returns a page of the repositories in the set `within` that have manifests, in the order of their names. The page
-    starts with the first name that sorts after `after`; if `after` is None, with the first of all names.
+    """Returns a page of the names of repositories, in order. Leaves out repositories without manifests, and names that
+    are not in the set `within`. The page starts with the first name that sorts after `after`; if `after` is None, with
+    the first of all names.
 
     The page has at most `limit` names. It ends earlier if reading it has cost `cost_limit`; then `Page.more` is true.
     To read the next page, pass `Page.next_after` as `after`, or the page's last name if `next_after` is None."""
@@ -191,13 +191,13 @@ def _names_from(db: apsw.Connection, start: str, limit: int) -> list[str]:
 
 
 def _repository_name(text: str) -> RepositoryName:
-    """Returns a name read from the database. Skips the checks of `RepositoryName`, which ran before it was stored."""
+    """Makes a name from a text in the database. Skips the checks of `RepositoryName`: only checked names are stored."""
     return str.__new__(RepositoryName, text)
 
 
 class _RepositoryPageReader:
-    """Reads one page of the repositories in a set of names. Skips ranges of names outside the set. Ends the page when
-    reading it has cost `cost_limit`, even if it has found few names by then."""
+    """Reads one page of the repositories whose names are in the set `within`. Skips ranges of names outside the set.
+    Ends the page when reading it has cost `cost_limit`, even if the page has few names or none."""
 
     def __init__(self, db: apsw.Connection, limit: int, within: NameSet, cost_limit: int) -> None:
         self._db = db
@@ -208,7 +208,7 @@ class _RepositoryPageReader:
         self._remaining_cost = cost_limit
 
     def read(self, start: str) -> Page[RepositoryName]:
-        """Returns the page. It starts with the first name of the set that is equal to `start` or sorts after it."""
+        """Returns the page. Its first name is the first one in the set that is equal to `start` or sorts after it."""
         next_name = self._within.seek(start)  # no name of the set lies between `start` and this text
         batch_size = MIN_BATCH_NAMES
         while next_name is not None:
@@ -224,7 +224,7 @@ class _RepositoryPageReader:
                     self._names.append(_repository_name(name))
                     next_name = name + "\0"  # the text that follows `name` in order
                 else:
-                    self._remaining_cost -= SKIP_COST_PER_CHARACTER * len(name) * self._cost_per_character
+                    self._remaining_cost -= SKIP_COST_FACTOR * len(name) * self._cost_per_character
                     next_in_set = self._within.seek(name + "\0")
                     if next_in_set is None:
                         return Page(self._names)
@@ -293,6 +293,6 @@ def referrer_page(
 
 
 def existing_values(db: apsw.Connection, table: str, column: str, values: Iterable[S]) -> set[S]:
-    """Returns the `values` that occur in the column of the table."""
+    """Returns those of `values` that the column `column` of the table `table` contains."""
     sql = f"SELECT 1 FROM {table} WHERE {column} = ?"
     return {value for value in values if db.execute(sql, (value,)).get is not None}

@@ -1,11 +1,11 @@
 """Changes of manifests and tags, except the deletion of manifests (`storage.metadata.sqlite.manifest_deletion`).
 
-Each function runs inside a transaction on the given connection. `storage.metadata.sqlite.commit_thread.CommitThread`
-commits the transaction afterwards; then the change is durable.
+Each function runs inside a transaction on the given connection. A change becomes durable when
+`storage.metadata.sqlite.commit_thread.CommitThread` commits the transaction afterwards.
 
-- `by` is the client for which the change is made, `now` the time in seconds since 1970.
-- `repo` is the name of a repository, `repository` its row id.
-- The *tag history* records each change of a tag. It is a part of the audit log.
+- `by`: the client that makes the change. `now`: the time in seconds since 1970.
+- `repo`: the name of a repository. `repository`: its row id.
+- The *tag history*, a part of the audit log, records each change of a tag.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ from storage.tag_rules import (
 )
 
 PUSH_TIME_STEP_SECONDS: Final = 60.0
-"""A push changes the time of the last push in the manifest's row only if the stored time differs by more than this
-number of seconds. So if a client pushes many tags of one manifest, not every push writes the manifest's row. (Retention
-keeps a manifest for some time after its last push.)"""
+"""A push updates the time of the last push in the manifest's row only if the stored time differs by more than this
+number of seconds. This saves writes if a client pushes many tags of one manifest."""
 _BLOBS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (
@@ -47,12 +46,13 @@ SELECT value FROM json_each(?2)
 _MANIFESTS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (SELECT 1 FROM manifest m WHERE m.repository = ?1 AND m.digest = value AND m.size > 0)"""
-"""Both statements count damaged content as missing (an empty `place`, the size 0), so that clients push it again."""
+"""Both statements also return damaged content, so that clients push it again. A damaged blob has an empty `place`. A
+damaged manifest has the size 0."""
 
 
 class _StoredManifest(NamedTuple):
-    """The stored row of a manifest. `id`: the row id. `size`: in bytes; 0 if the manifest is damaged. `pushed`: time of
-    the last push."""
+    """The stored row of a manifest. `id`: the row id. `size`: size of the manifest in bytes; 0 if the manifest is
+    damaged. `pushed`: time of the last push."""
 
     id: int
     media_type: str
@@ -74,29 +74,31 @@ def put_manifest(
     checked_to: int | None = None,
 ) -> bool:
     """Stores the manifest, points the tags at it, and returns True. Creates the repository if it is missing. `sparse`:
-    whether the manifest is mirrored. If so, the repository may lack content of the manifest, and the upstream of the
-    manifest is recorded.
+    True for a mirrored manifest. The repository may lack content of a mirrored manifest, and the upstream of the
+    manifest is recorded. `condition`: `If-Match` or `If-None-Match` for the first tag; ignored if there are no tags.
 
-    If the media type of a stored manifest would change, checks the tags that *need* the manifest: they point at it, or
-    at an index that contains it. If there are too many tags to check here, changes nothing and returns False. The
-    caller then runs `NeedingTagsCheck.check_all`, and calls this function again with the result as `checked_to`.
+    A tag *needs* a manifest if it points at the manifest, or at an index that contains the manifest. If the media type
+    of a stored manifest would change, checks the tags that need the manifest. If there are too many tags to check here,
+    changes nothing and returns False. The caller then runs `NeedingTagsCheck.check_all`, and calls this function again
+    with the result as `checked_to`. Raises:
 
-    Raises PreconditionFailed if `condition` (from the header `If-Match` or `If-None-Match`) does not hold for the first
-    tag; ManifestBlobUnknown if the repository lacks content of a manifest that is not mirrored; Denied if one of `tags`
-    is immutable and points at another manifest, or if an immutable tag needs a manifest whose media type would change;
-    QuotaExceeded if a new tag does not fit into a quota. Ignores `condition` if there are no tags."""
+    - PreconditionFailed: `condition` does not hold.
+    - ManifestBlobUnknown: the repository lacks content of the manifest, and `sparse` is False.
+    - Denied: one of `tags` is immutable and points at another manifest.
+    - Denied: the media type would change, and an immutable tag needs the manifest.
+    - QuotaExceeded: a new tag does not fit into a quota."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
     for tag in tags:
         if is_immutable(tag):
-            _check_unchanged(db, repository, repo, tag, manifest.digest)
+            _check_tag_unchanged(db, repository, repo, tag, manifest.digest)
     if not sparse:
         _check_complete(db, repository, manifest)
     stored = _find_manifest(db, repository, manifest.digest)
     if stored is None:
         manifest_id = _add_manifest(db, repository, manifest, now)
-        if not tags:  # with tags, `_store_tag` records the digest in the tag history, a part of the audit log
+        if not tags:  # with tags, the tag history records the digest
             record_content(db, by, now, "manifest.put", repo, manifest.digest)
     else:
         manifest_id = stored.id
@@ -117,7 +119,7 @@ def put_manifest(
 
 
 def media_type_check(is_immutable: IsImmutable) -> NeedingTagsCheck:
-    """Returns the check that refuses another media type for a manifest that an immutable tag needs."""
+    """Returns the check that refuses to change the media type of a manifest that an immutable tag needs."""
     return NeedingTagsCheck(
         is_immutable,
         lambda target, tag: immutable_type_denied(target.repo, target.digest, target.media_type, tag),
@@ -125,8 +127,8 @@ def media_type_check(is_immutable: IsImmutable) -> NeedingTagsCheck:
 
 
 def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: Condition) -> None:
-    """Raises PreconditionFailed unless the condition holds for the digest that the tag points at now, or for None if
-    there is no such tag. Clients that may not see the digest get the second of the two errors, which omits it."""
+    """Raises PreconditionFailed if the condition does not hold for the tag. A client that may not see the tag's digest
+    gets the error without the digest."""
     current = _digest_of_tag(db, repository, tag)
     if not condition.holds(current):
         message = f"{tag} points at {current or 'nothing'} now; fetch it again and retry"
@@ -144,19 +146,19 @@ def _digest_of_tag(db: apsw.Connection, repository: int, tag: Tag) -> Digest | N
     return None if current is None else Digest(current)
 
 
-def _check_unchanged(db: apsw.Connection, repository: int, repo: RepositoryName, tag: Tag, digest: Digest) -> None:
-    """Raises Denied if the tag, which is immutable, points at another manifest than `digest`."""
+def _check_tag_unchanged(db: apsw.Connection, repository: int, repo: RepositoryName, tag: Tag, digest: Digest) -> None:
+    """Raises Denied if the tag exists and points at another manifest than `digest`. Called for immutable tags."""
     current = _digest_of_tag(db, repository, tag)
     if current is not None and current != digest:
         raise immutable_tag_denied(repo, tag, current)
 
 
 def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) -> None:
-    """Raises ManifestBlobUnknown if the repository lacks content that the manifest refers to. The repository may lack
-    foreign layers, which clients fetch from elsewhere.
+    """Raises ManifestBlobUnknown if the repository lacks content that the manifest refers to. Foreign layers may be
+    missing, because clients fetch them from elsewhere.
 
-    The children of an index are the entries of its list `manifests`. The repository must have each child as a manifest.
-    A child in `manifest.blob_children` may be a blob instead: its media type is not that of a manifest or index."""
+    The *children* of an index are the entries of its list `manifests`. The repository must have each child as a
+    manifest. It may have a child in `manifest.blob_children` as a blob instead."""
     foreign = manifest.foreign
     blobs = {blob.digest for blob in manifest.blobs if blob.digest not in foreign}
     children = {child.digest for child in manifest.manifests}
@@ -175,15 +177,14 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
 
 
 def _json_array(digests: Iterable[Digest]) -> str:
-    """Returns the digests as a sorted JSON array, for SQLite's function `json_each`. One statement then handles all
-    digests, and SQLite runs without Python's global interpreter lock."""
+    """Returns the digests as a sorted JSON array, for SQLite's function `json_each`."""
     # No character of a digest needs escaping in JSON.
     return '["' + '","'.join(sorted(digests)) + '"]'
 
 
 def _missing(db: apsw.Connection, sql: str, repository: int, digests: Set[Digest]) -> list[Digest]:
-    """Returns the `digests` that the repository lacks. `sql`: `_BLOBS_NOT_IN_REPOSITORY` or
-    `_MANIFESTS_NOT_IN_REPOSITORY`, for digests of blobs or of manifests."""
+    """Returns the `digests` that the repository lacks. `sql`: `_BLOBS_NOT_IN_REPOSITORY` if they are digests of blobs,
+    `_MANIFESTS_NOT_IN_REPOSITORY` if they are digests of manifests."""
     if not digests:
         return []
     rows: list[Any] = db.execute(sql, (repository, _json_array(digests))).fetchall()
@@ -209,9 +210,9 @@ def _update_manifest(
     *,
     is_push: bool,
 ) -> None:
-    """Updates the media type of a manifest that the repository has. If the manifest is damaged, also stores its body
-    again. If a client pushes the manifest (`is_push`), also updates the time of the last push, in steps of
-    `PUSH_TIME_STEP_SECONDS`, and records a change of the media type in the audit log."""
+    """Updates the row of a manifest that the repository has: stores a changed media type, and the body if the stored
+    manifest is damaged. `is_push`: whether a client pushes the manifest. For a push, also updates the time of the last
+    push (see `PUSH_TIME_STEP_SECONDS`), and records a change of the media type in the audit log."""
     if is_push and abs(now - stored.pushed) > PUSH_TIME_STEP_SECONDS:
         db.execute("UPDATE manifest SET pushed = ? WHERE id = ?", (now, stored.id))
     if not stored.size:
@@ -224,8 +225,8 @@ def _update_manifest(
 
 
 def _add_manifest(db: apsw.Connection, repository: int, manifest: Manifest, pushed: float) -> int:
-    """Stores a manifest that is new to the repository, and the digests that it refers to. `pushed`: becomes the time of
-    the last push. Returns the manifest's row id."""
+    """Stores a manifest that the repository does not have, and the digests that the manifest refers to. `pushed`: the
+    time of the last push to store. Returns the manifest's row id."""
     manifest_id = db.execute(
         "INSERT INTO manifest "
         "(repository, digest, media_type, size, subject, artifact_type, annotations, pushed, body) "
@@ -253,7 +254,7 @@ def _add_manifest(db: apsw.Connection, repository: int, manifest: Manifest, push
 
 
 def _store_references(db: apsw.Connection, table: str, repository: int, manifest_id: int, digests: Set[Digest]) -> None:
-    """Inserts a row into `table` for each of `digests`, to which the manifest with the row id `manifest_id` refers."""
+    """Records in `table` that a manifest refers to each of `digests`. `manifest_id`: the manifest's row id."""
     if digests:
         db.execute(
             f"INSERT INTO {table} (repository, digest, manifest) SELECT ?1, value, ?2 FROM json_each(?3)",
@@ -264,9 +265,8 @@ def _store_references(db: apsw.Connection, table: str, repository: int, manifest
 def _store_tag(
     db: apsw.Connection, repository: int, tag: Tag, manifest_id: int, digest: Digest, by: Actor, now: float
 ) -> Digest | None:
-    """Points the tag at the manifest, and returns the tag's previous digest; None if there was no such tag. Records the
-    change in the tag history, unless the tag already pointed at this manifest. Raises QuotaExceeded if the tag is new
-    and does not fit into a quota."""
+    """Points the tag at the manifest, and returns the tag's previous digest; None if the tag is new. Adds an entry to
+    the tag history if the digest changes. Raises QuotaExceeded if the tag is new and does not fit into a quota."""
     previous = _digest_of_tag(db, repository, tag)
     try:
         db.execute(
@@ -301,9 +301,9 @@ def delete_tag(
     is_immutable: IsImmutable = nothing_immutable,
     action: EventAction = EventAction.DELETE,
 ) -> None:
-    """Deletes the tag; its manifest stays. `action`: the action that the event records. Raises NameUnknown if there is
-    no such repository, ManifestUnknown if it has no such tag, PreconditionFailed if `condition` does not hold for the
-    tag, Denied if the tag is immutable."""
+    """Deletes the tag, but not its manifest. `action`: the action of the event that this adds. Raises NameUnknown if
+    there is no such repository, ManifestUnknown if the repository has no such tag, PreconditionFailed if `condition`
+    does not hold for the tag, Denied if the tag is immutable."""
     repository = lookups.repository_id(db, repo)
     digest = _digest_of_tag(db, repository, tag)
     if digest is None:
@@ -326,10 +326,10 @@ def put_back(
     *,
     optional: Set[Digest] = frozenset(),
 ) -> list[Digest]:
-    """Puts deleted manifests back into the repository and returns their digests. In `digests`, a manifest has to come
-    after the manifests that it lists. Skips manifests that the repository has, and manifests in `optional` that cannot
-    be put back. Raises ManifestUnknown if a deleted manifest is no longer stored, and ManifestBlobUnknown if content
-    that it refers to is missing."""
+    """Puts deleted manifests back into the repository, and returns the digests of the manifests that it has put back.
+    In `digests`, an index must come after the manifests that it lists. Skips manifests that the repository has. Raises
+    ManifestUnknown if a deleted manifest is no longer stored. Raises ManifestBlobUnknown if the repository lacks
+    content that a deleted manifest refers to. Skips a manifest in `optional` instead of raising these errors."""
     repository = lookups.repository_id(db, repo)
     restored: list[Digest] = []
     for digest in digests:
@@ -346,8 +346,8 @@ def put_back(
 
 
 def _put_manifest_back(db: apsw.Connection, repo: RepositoryName, repository: int, digest: Digest) -> bool:
-    """Puts a deleted manifest back. Returns False if the repository has it already. Raises ManifestUnknown,
-    ManifestBlobUnknown."""
+    """Puts a deleted manifest back, and returns True. Returns False if the repository has the manifest already. Raises
+    ManifestUnknown and ManifestBlobUnknown, as `put_back` describes."""
     if _find_manifest(db, repository, digest) is not None:
         return False
     deleted = deleted_manifests.find(db, repository, digest)
@@ -359,7 +359,7 @@ def _put_manifest_back(db: apsw.Connection, repo: RepositoryName, repository: in
 
 
 def _check_restorable(db: apsw.Connection, repo: RepositoryName, repository: int, manifest: Manifest) -> None:
-    """Raises ManifestBlobUnknown if the repository lacks content of the manifest."""
+    """Makes the check of `_check_complete`. The message of its error says to push the image again."""
     try:
         _check_complete(db, repository, manifest)
     except ManifestBlobUnknown as error:
@@ -381,8 +381,8 @@ def move_tag(
     is_immutable: IsImmutable,
     force: bool,
 ) -> Digest | None:
-    """Points the tag at a manifest that the repository has, and returns the tag's previous digest; None if there was no
-    such tag. `storage.tag_history.TagHistory.move` describes the other parameters and the errors."""
+    """Points the tag at a manifest that the repository has, and returns the tag's previous digest; None if the tag is
+    new. `storage.tag_history.TagHistory.move` describes `condition`, `is_immutable`, `force` and the errors."""
     repository = lookups.repository_id(db, repo)
     manifest_id = db.execute(
         "SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
@@ -392,7 +392,7 @@ def move_tag(
     if condition:
         _check_condition(db, repository, tag, condition)
     if is_immutable(tag) and not force:
-        _check_unchanged(db, repository, repo, tag, manifest.digest)
+        _check_tag_unchanged(db, repository, repo, tag, manifest.digest)
     _check_restorable(db, repo, repository, manifest)
     previous = _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
     if previous != manifest.digest:

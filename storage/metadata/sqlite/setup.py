@@ -1,4 +1,4 @@
-"""Creates the metadata database, migrates it and checks its version, before it is used.
+"""Prepares the metadata database for use: creates it, migrates it, and checks its version.
 
 The *table version* of a database is the number of the last migration that was applied to it. A program can use only one
 table version: the number of the last migration that the program contains (`newest_table_version`).
@@ -36,12 +36,12 @@ def prepare_database(layout: Layout, system: System, free_space: Callable[[], No
     """Creates the database if it is missing, and migrates it to the table version of this program. The caller holds the
     writers' lock.
 
-    On a full disk, uses the reserve (disk space that the registry keeps allocated for this case) to open and migrate
-    the database. If the reserve does not suffice to open it, calls `free_space`, which deletes files that the registry
-    can do without, and tries again to open it. Raises StorageFull if there is still too little space to open or migrate
-    the database; DataDirectoryError if the database cannot be used for another reason; OSError."""
+    On a full disk, uses the *reserve*: disk space that the registry keeps allocated for this case. If the reserve is
+    too small for opening the database, calls `free_space`, and opens the database again. `free_space` deletes files
+    that the registry can do without. Raises StorageFull if there is still too little space to open or migrate the
+    database. Raises DataDirectoryError if the database cannot be used for another reason. Raises OSError."""
     try:
-        _create_or_migrate(layout, system, free_space)
+        _create_and_migrate(layout, system, free_space)
     except apsw.FullError:
         raise StorageFull(DISK_FULL_TEXT) from None
     except apsw.Error as error:
@@ -49,17 +49,20 @@ def prepare_database(layout: Layout, system: System, free_space: Callable[[], No
 
 
 def check_readable_on_full_disk(layout: Layout) -> None:
-    """Checks, after `prepare_database` raised StorageFull, that a server can at least read the database. Raises
-    DataDirectoryError if the database cannot be opened read-only, or has another table version than this program needs.
-    In both cases, the error says that the disk is full, because the full disk has prevented the migration. The caller
-    must not hold the writers' lock, because the check takes it in shared mode."""
+    """Checks that a server can at least read the database. Called after `prepare_database` has raised StorageFull.
+    Raises DataDirectoryError, which says that the disk is full, in two cases:
+
+    - The database cannot be opened read-only.
+    - The database does not have the table version of this program: the full disk has prevented the migration.
+
+    The check takes the writers' lock in shared mode, so the caller must not hold this lock."""
     if not _is_readable_on_full_disk(layout):
         raise DataDirectoryError(
             f"the disk is full, and there is no room to open {layout.metadata}; free some space there"
         )
 
 
-def _create_or_migrate(layout: Layout, system: System, free_space: Callable[[], None]) -> None:
+def _create_and_migrate(layout: Layout, system: System, free_space: Callable[[], None]) -> None:
     try:
         db = create(layout.metadata)  # uses the reserve on a full disk
     except apsw.FullError:
@@ -81,7 +84,8 @@ def _create_or_migrate(layout: Layout, system: System, free_space: Callable[[], 
         migrate_or_roll_back()
     except apsw.FullError:
         with closing(Reserve(layout.reserve, system)) as reserve:
-            # Frees a part of the reserve and calls the function. After a FullError, frees more and calls it again.
+            # `spend` frees a part of the reserve and calls the function. After a FullError, `spend` frees another part
+            # and calls the function again.
             reserve.spend(migrate_or_roll_back, full_error=apsw.FullError)
     finally:
         db.close()
@@ -96,10 +100,14 @@ def _is_readable_on_full_disk(layout: Layout) -> bool:
 
 
 def check_database_version(layout: Layout, data: Path) -> None:
-    """Checks, for a command that does not start a server, that the database exists and has the table version that this
-    program needs. Does not migrate an older database, because a server of the older version may be running. `data` is
-    the data directory as error messages show it. Raises DataDirectoryError in these cases: a restore from a backup has
-    not ended, there is no database, the database has another table version, or the database cannot be read."""
+    """Checks that the database exists and has the table version of this program. Commands that do not start a server
+    call this. Does not migrate an older database, because a server of the older version may be running. `data` is the
+    data directory as error messages show it. Raises DataDirectoryError in these cases:
+
+    - A restore from a backup has not ended.
+    - There is no database.
+    - The database has another table version.
+    - The database cannot be read."""
     file = layout.metadata
     try:
         check_restore_ended(layout, data)

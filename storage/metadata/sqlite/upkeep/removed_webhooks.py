@@ -1,14 +1,14 @@
-"""The *leftovers*: deliveries of webhooks that were removed from the settings. A *delivery* is an event that waits to
-be sent to one webhook, or that was given up (a dead letter). A *reader* is a webhook with a row in the table
-`event_reader`; the change that removes a webhook deletes this row.
+"""Deletes the *leftovers*: the deliveries of webhooks that were removed from the settings.
 
-A webhook may have a million deliveries, and all other changes wait for a transaction. So the change that removes the
-webhook leaves its deliveries where they are. They are deleted in portions afterwards (`delete_portion`). Until then,
-the look-ups of deliveries skip them (`IS_OF_READER`). If the process dies meanwhile, the next call of
-`SqliteOutbox.tidy` deletes the rest.
+- A *delivery* is an event that waits to be sent to one webhook, or a dead letter: an event that was given up.
+- A *reader* is a webhook with a row in the table `event_reader`. When a webhook is removed, its row is deleted.
 
-If the webhook is added to the settings again, it becomes a reader only after its leftovers are deleted. So a delivery
-of a reader is never a leftover.
+A webhook may have a million deliveries. Deleting them in one transaction would block all other changes for too long, so
+`delete_portion` deletes them in portions later. Until then, the look-ups of deliveries skip them (`IS_OF_READER`).
+After a crash, the next call of `SqliteOutbox.tidy` deletes the rest.
+
+A webhook that is added to the settings again becomes a reader only after its leftovers are deleted. So a delivery of a
+reader is never a leftover.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from storage.metadata.sqlite.upkeep import outbox_limits
 from storage.outbox import DroppedDeliveries
 
 IS_OF_READER: Final = "+d.webhook IN (SELECT name FROM event_reader)"
-"""SQL condition: the table `event_reader` has the webhook of the delivery `d`. The `+` keeps SQLite
-from choosing an index for this condition."""
+"""SQL condition: the webhook of the delivery `d` is a reader. The `+` keeps SQLite from using an index for this
+condition."""
 _FIND_REMOVED: Final = """
 WITH RECURSIVE webhook (name) AS (
   SELECT min(webhook) FROM event_delivery
   UNION ALL
   SELECT (SELECT min(d.webhook) FROM event_delivery d WHERE d.webhook > w.name) FROM webhook w WHERE w.name IS NOT NULL)
 SELECT name FROM webhook WHERE name IS NOT NULL AND name NOT IN (SELECT name FROM event_reader) LIMIT 1"""
-"""Finds a webhook with leftovers. Reads one delivery of each webhook."""
+"""Finds one webhook with leftovers. Reads only one delivery of each webhook."""
 _DELETE_OLDEST: Final = """
 DELETE FROM event_delivery
  WHERE webhook = ?1 AND event IN (SELECT event FROM event_delivery WHERE webhook = ?1 ORDER BY event LIMIT ?2)"""
@@ -46,7 +46,7 @@ def is_reader(db: apsw.Connection, webhook: str) -> bool:
 
 
 def has_deliveries(db: apsw.Connection, webhooks: Set[str]) -> bool:
-    """Returns whether one of the webhooks has deliveries."""
+    """Returns whether at least one of the webhooks has a delivery."""
     return any(
         db.execute("SELECT 1 FROM event_delivery WHERE webhook = ? LIMIT 1", (webhook,)).get is not None
         for webhook in webhooks
@@ -54,19 +54,19 @@ def has_deliveries(db: apsw.Connection, webhooks: Set[str]) -> bool:
 
 
 def count_deliveries(db: apsw.Connection, webhooks: Set[str]) -> list[DroppedDeliveries]:
-    """Returns the numbers of deliveries of the webhooks. Leaves out webhooks without deliveries. Reads all the
-    deliveries, so it must not run in a transaction that changes something."""
+    """Returns the numbers of deliveries of each of the webhooks. Leaves out webhooks without deliveries. Takes long if
+    there are many deliveries, so it must not run in a transaction that changes something."""
     rows: list[Any] = db.execute(_COUNTS, (json.dumps(sorted(webhooks)),)).fetchall()
     return [DroppedDeliveries(*row) for row in rows]
 
 
-def find_removed(db: apsw.Connection) -> str | None:
+def find_removed_webhook(db: apsw.Connection) -> str | None:
     """Returns the name of a webhook with leftovers; None if there are no leftovers."""
     webhook: str | None = db.execute(_FIND_REMOVED).get
     return webhook
 
 
 def delete_portion(db: apsw.Connection) -> None:
-    """Deletes at most `outbox_limits.MAX_DELETED_DELIVERIES` leftovers of one webhook, if there are leftovers. Runs
-    inside a transaction, which the caller commits."""
-    db.execute(_DELETE_OLDEST, (find_removed(db), outbox_limits.MAX_DELETED_DELIVERIES))
+    """Deletes leftovers of one webhook, at most `outbox_limits.MAX_DELETED_DELIVERIES`. Does nothing if there are no
+    leftovers. The caller begins and commits the transaction."""
+    db.execute(_DELETE_OLDEST, (find_removed_webhook(db), outbox_limits.MAX_DELETED_DELIVERIES))

@@ -98,7 +98,7 @@ class SqliteOutbox:
     async def _delete_leftovers(self) -> None:
         """Deletes the deliveries of removed webhooks, a limited number in each transaction. Writes nothing if there are
         no such deliveries."""
-        while await self._scan_deliveries(removed_webhooks.find_removed) is not None:
+        while await self._scan_deliveries(removed_webhooks.find_removed_webhook) is not None:
             await self._writer.run(removed_webhooks.delete_portion, durable=False, reserve_use=ReserveUse.ALL)
 
     async def add(self, events: Sequence[NewEvent]) -> None:
