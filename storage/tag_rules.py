@@ -5,7 +5,8 @@ If a tag is *immutable* and exists, clients cannot:
 - delete the tag, or point the tag at another manifest.
 - delete a manifest that the tag needs, or change the media type of such a manifest.
 
-Only an operator can force a change of the tag. The rules also apply to tags that do not exist yet.
+Only an operator or an admin can force a change of the tag. A rule looks only at names, so a tag can be immutable before
+it exists. Clients can create such a tag.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import NamePattern, NameSet
 
 IsImmutable = Callable[[str], bool]
-"""A function for one repository: returns whether the tag with the given name is immutable."""
+"""A function that returns whether a tag of one repository is immutable. The argument is the tag's name."""
 _PATTERN: Final = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
 _MAX_PATTERN_LENGTH: Final = 128
 """Longest pattern in characters: as long as the longest tag."""
 
 
 class TagPattern(str):
-    """A pattern of tags, as in a shell: `*` matches any text, `?` one character, `[0-9]` one digit. If the text is not
-    a valid pattern, the constructor raises ValueError with a message for the user."""
+    """A pattern for names of tags, as in a shell: `*` matches any text, `?` one character, `[0-9]` one digit. The
+    constructor raises ValueError, with a message for the user, if the text is not a valid pattern."""
 
     __slots__ = ()
 
@@ -42,14 +43,15 @@ class TagPattern(str):
 
 @dataclass(frozen=True)
 class TagRule:
-    """The tags that match one of `tags`, in the repositories that match one of `repositories`."""
+    """A rule that makes tags immutable. It matches a tag if one of `tags` matches the tag's name, and one of
+    `repositories` matches the name of the tag's repository."""
 
     repositories: tuple[NamePattern, ...]
     tags: tuple[TagPattern, ...]
 
     @cached_property
     def tag_matcher(self) -> re.Pattern[str]:
-        """A regular expression that matches a tag if one of the patterns in `tags` does."""
+        """A regular expression that matches a tag's name if one of the patterns in `tags` does."""
         return re.compile("|".join(fnmatch.translate(pattern) for pattern in self.tags))
 
 
@@ -59,11 +61,11 @@ def nothing_immutable(tag: str) -> bool:
 
 
 class ImmutableTags:
-    """Which tags are immutable.
+    """Tells which tags are immutable.
 
-    `rules`: a tag is immutable if a rule matches the tag. `mirrored`: the names of the upstream registries that this
-    registry mirrors. No tag of a mirrored repository is immutable, because the tag follows the upstream. In the store,
-    the first segment of a mirrored repository's name is the name of the upstream."""
+    - `rules`: a tag is immutable if a rule matches the tag and the tag's repository is not mirrored.
+    - `mirrored`: the names of the upstream registries that this registry mirrors. In the store, the first
+      segment of a mirrored repository's name is the name of the upstream."""
 
     def __init__(self, rules: Sequence[TagRule] = (), mirrored: Iterable[str] = ()) -> None:
         upstreams = frozenset(mirrored)
@@ -76,8 +78,7 @@ class ImmutableTags:
         return any(matcher.match(tag) is not None and repo in names for names, matcher in self._rules)
 
     def in_repository(self, repo: RepositoryName) -> IsImmutable:
-        """Returns a function that returns whether a tag of the repository is immutable. If no rule matches the
-        repository, returns `nothing_immutable` itself."""
+        """Returns the `IsImmutable` of the repository. It is `nothing_immutable` if no rule matches the repository."""
         matchers = [matcher for names, matcher in self._rules if repo in names]
         if not matchers:
             return nothing_immutable
@@ -101,8 +102,8 @@ def immutable_tag_denied(repo: RepositoryName, tag: Tag, current: Digest) -> Imm
 
 
 def immutable_delete_denied(repo: RepositoryName, tag: str, digest: Digest | None = None) -> ImmutableTagDenied:
-    """Returns the error for a request to delete an immutable tag. `digest`: the client wants to delete this manifest,
-    which the tag needs; None: the client wants to delete the tag."""
+    """Returns the error for a delete that the immutable `tag` forbids. `digest`: the manifest that the client wants to
+    delete and that the tag needs; None: the client wants to delete the tag itself."""
     if digest is None:
         return ImmutableTagDenied(f"{repo}:{tag} is immutable and cannot be deleted", {"tag": tag})
     return with_redacted(

@@ -5,10 +5,10 @@ Sources: RFC 6265bis, 4.1.3 (`__Host-`) and 5.6.7 (SameSite); Fetch Metadata; RF
 Over https, the cookie names begin with `__Host-`. Browsers let only this host set such a cookie, and only over https.
 Another host of the domain, or an attacker on plain http, cannot replace the cookie.
 
-The cookies are SameSite=Lax. With Lax, the browser sends the cookies when it follows a link or redirect from another
-site, but not with POST requests of the other site or with resources that it embeds. With Strict, the browser would not
-send the cookies when the OpenID provider redirects it back to the registry. As a second defence, `check_same_origin`
-refuses changes that come from another site.
+The cookies are SameSite=Lax. The browser sends them when it follows a link or a redirect from another site to the
+registry. It does not send them when a page of another site sends a POST request or embeds a resource of the registry.
+They cannot be Strict: the browser would not send them when the OpenID provider redirects it back to the registry. As a
+second defence, `check_same_origin` refuses changes that come from another site.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ class BrowserCookies:
         raw_host = None if host is None else host.encode("latin-1")
         self._request = request
         self._request_origin = base_url_of(request.scope, raw_host).decode("ascii")
-        """The origin to which the request was sent, from its scheme and its Host header."""
+        """The origin to which the browser sent the request, computed from the request's scheme and Host header."""
         self.origin = public_url or self._request_origin
-        """The registry's origin (scheme, host, port) in the browser, such as `https://registry.example.com`."""
+        """The origin (scheme, host, port) at which browsers reach the registry, such as
+        `https://registry.example.com`."""
 
     @property
     def session(self) -> str | None:
@@ -99,15 +100,15 @@ class BrowserCookies:
         )
 
     def delete(self, response: Response, name: str) -> None:
-        """Makes the browser delete a cookie: sets the cookie with an empty value that expires now."""
+        """Makes the browser delete a cookie: sets an empty cookie that has expired."""
         self.set(response, name, "", 0)
 
     def check_same_origin(self) -> None:
-        """Raises HTTPException (403) if the request's method may change something and the request does not come from a
-        page of this registry.
+        """Raises HTTPException (403) for a request that may change something, unless a page of this registry has sent
+        the request. Requests with one of `SAFE_METHODS` are not checked.
 
-        The header Sec-Fetch-Site says whether the page has the same origin as the request. Over plain http, browsers
-        omit this header, and the header Origin names the page's origin. A request with neither header is refused.
+        The header Sec-Fetch-Site says whether the page and the registry have the same origin. Over plain http, browsers
+        omit this header; then the header Origin names the page's origin. A request with neither header is refused.
         """
         if self._request.method in SAFE_METHODS:
             return

@@ -37,8 +37,8 @@ class ReadinessCheck(BaseModel):
 
 
 class ReadinessReport(BaseModel):
-    """The status is `failing` if one of the checks fails. `read_only`: whether the registry refuses every push and
-    delete, because the setting `read_only` is true, or because the disk was full when the server started. `read_only`
+    """The status is `failing` if one of the checks fails. `read_only` says whether the registry refuses every push and
+    delete. It does if the setting `read_only` is true, or if the disk was full when the server started. `read_only`
     does not affect the status."""
 
     status: Literal["ok", "failing"]
@@ -61,7 +61,12 @@ async def readyz(
     request: Request,
     response: Response,
     exclude: Annotated[
-        list[str] | None, Query(max_length=40, description="Leaves out this check. Repeat for more", examples=["disk"])
+        list[str] | None,
+        Query(
+            max_length=40,
+            description="A check to leave out. Repeat the parameter to leave out more checks",
+            examples=["disk"],
+        ),
     ] = None,
 ) -> ReadinessReport:
     """Answers 200 if all checks succeed, otherwise 503:
@@ -71,8 +76,8 @@ async def readyz(
     - `disk`: the disk can be written, and has more free space than `min_free` and `min_free_percent` of `[disk]` in the
       settings demand.
 
-    No check asks an upstream. A registry with a full disk still serves reads. If it is your only server, check it with
-    `?exclude=disk`, so that it stays in service."""
+    No check sends requests to an upstream. A registry with a full disk still serves reads. If you have only one server,
+    use `?exclude=disk`, so that the load balancer still sends requests to it when its disk is full."""
     results = await request.app.service.readiness.check(exclude or ())
     is_ready = all(result.reason is None for result in results)
     if not is_ready:
@@ -96,8 +101,8 @@ async def live() -> Health:
 
 @router.get("/health/ready", response_model_exclude_none=True, responses={503: {"model": Health}})
 async def ready(request: Request, response: Response) -> Health:
-    """Reads the name of one repository from the store, and answers 503 if the read fails. Answers 200 if the disk is
-    full, because reads still work, and deletes make room. After a 503, a load balancer would send no more requests."""
+    """Reads the name of one repository from the store, and answers 503 if the read fails. On a full disk it answers
+    200, so that load balancers still send reads and deletes."""
     # `unchecked_registry` does not check the caller's rights: health checks come without a login.
     registry: Lister = request.app.service.unchecked_registry
     try:

@@ -11,16 +11,16 @@ from storage.errors import Denied, Unauthorized
 
 
 async def change_password(caller: Caller, name: AccountName, old: str, new: str | None) -> str | None:
-    """Sets the password of the account `name` to `new`. If `new` is None, generates a password and returns it. The
-    person's browser sessions end. Callers who set their own password have to give the old one. An admin may set the
-    password of every other person.
+    """Sets the password of the account `name` to `new`, and returns None. If `new` is None, generates a password and
+    returns it. Ends the person's browser sessions. If callers change their own password, `old` must be their current
+    password; otherwise `old` is ignored. An admin may set the password of any person.
 
-    Raises AccountUnknown. Raises Denied if the caller may not set the password, or if the old password is wrong. Raises
-    TooManyRequests after too many wrong passwords. Raises AccountInvalid if the new password is not acceptable. Raises
-    Unauthorized in two cases:
-    - The caller has no account.
-    - After the authentication of this request, another request has changed the caller's own account, for example its
-      password."""
+    - Raises AccountUnknown.
+    - Raises Denied if the caller may not set the password, or if `old` is wrong.
+    - Raises TooManyRequests after too many wrong passwords.
+    - Raises AccountInvalid if the new password is not acceptable.
+    - Raises Unauthorized if the caller has no account.
+    - Raises Unauthorized if the caller's own account was changed after this request was authenticated."""
     caller.rights.check_may_change_credentials(name)
     if name == caller.principal.name:
         await _check_old_password(caller, name, old)
@@ -30,7 +30,7 @@ async def change_password(caller: Caller, name: AccountName, old: str, new: str 
 
 
 async def _check_old_password(caller: Caller, account: AccountName, old: str) -> None:
-    """Checks the old password by logging in with it, so that wrong guesses count as failed logins. Raises Denied if the
+    """Checks the old password by a login, so that a wrong password counts as a failed login. Raises Denied if the
     password is wrong, and TooManyRequests after too many failed logins."""
     # A text in JSON may contain unpaired surrogates. No password contains them, so the login fails.
     credentials = base64.b64encode(f"{account}:{old}".encode("utf-8", "surrogatepass"))

@@ -46,7 +46,8 @@ class FoundTag(BaseModel):
 
 class FoundLabels(BaseModel):
     """A manifest whose labels and annotations contain all words of the search. `labels`: some of the labels and
-    annotations that contain a word. `tag`: a tag that points at the manifest, or at an index that lists it; or null."""
+    annotations that contain a word. `tag`: a tag that points at the manifest, or at an image index that lists the
+    manifest; null: there is no such tag."""
 
     repository: str
     mirrored_from: MirroredFrom
@@ -56,7 +57,8 @@ class FoundLabels(BaseModel):
 
 
 class FoundDigest(BaseModel):
-    """A manifest or blob whose digest begins with the text of the search."""
+    """A manifest or blob whose digest begins with the text of the search. `tag`: a tag that points at the manifest, or
+    at an image index that lists the manifest; null: there is no such tag, or this is a blob."""
 
     repository: str
     mirrored_from: MirroredFrom
@@ -66,8 +68,8 @@ class FoundDigest(BaseModel):
 
 
 class FoundTarget(BaseModel):
-    """What a pasted reference or command names. `tag` is null if it names no tag, and `digest` if it names no
-    digest."""
+    """What a pasted reference or command names. `tag` is null if the text names no tag. `digest` is null if the text
+    names no digest."""
 
     repository: str
     mirrored_from: MirroredFrom
@@ -84,8 +86,8 @@ class FoundList(BaseModel, Generic[ItemT]):
     next: str | None = None
     complete: bool = Field(
         default=True,
-        description="False: some entries may be missing, because very many match, or because there are very many "
-        "repositories and the account may see only some of them. Search for a longer text to find the entries",
+        description="False: entries may be missing, because very many entries match, or because the account may see "
+        "only some of very many repositories. Search for a longer text to find missing entries",
     )
 
     @classmethod
@@ -98,7 +100,7 @@ class FoundList(BaseModel, Generic[ItemT]):
 class SearchResponse(BaseModel):
     """What a search has found. Lists of kinds that were not asked for are null."""
 
-    indexing: bool = Field(description="True: the index is being built, so searches miss much")
+    indexing: bool = Field(description="True: the search index is being built, so a search may miss entries")
     target: FoundTarget | None = None
     repositories: FoundList[FoundRepository] | None = None
     tags: FoundList[FoundTag] | None = None
@@ -118,10 +120,10 @@ async def search(
     limit: Annotated[int, Query(description="Maximum number of entries of each kind", ge=1, le=100)] = 20,
 ) -> SearchResponse:
     """Finds repositories and tags by their names, manifests by their labels and annotations, and manifests and blobs by
-    the first digits of their digests. Searches all repositories from which the caller may pull. `target` is what a
-    pasted reference or command, such as `docker pull HOST/team/app:v1`, names.
+    the first digits of their digests. Searches all repositories from which the caller may pull. If the text is a
+    reference or a command, such as `docker pull HOST/team/app:v1`, `target` is the content that it names.
 
-    New content can be found about a second after its push. Needs a login, unless everyone may pull something."""
+    Finds new content about a second after its push. Needs a login, unless everyone may pull from some repository."""
     searches, principal, offset = caller.content_searches, caller.principal, _parse_offset(after, kind)
     searches.check_may_search(principal)
 
@@ -162,7 +164,7 @@ async def search(
 
 
 def _target_model(target: SearchTarget | None, searches: ContentSearches) -> FoundTarget | None:
-    """Converts the target of a pasted reference for the response. Returns None if there is no target."""
+    """Converts the target of a pasted text to its model in the response. Returns None if there is no target."""
     if target is None:
         return None
     name, reference = target.repository, target.reference
@@ -175,8 +177,8 @@ def _target_model(target: SearchTarget | None, searches: ContentSearches) -> Fou
 
 
 def _parse_offset(after: str | None, kind: str | None) -> int:
-    """Returns the number of entries before the page. Raises RequestInvalid if `after` is not a number of at most six
-    digits, or comes without a `kind`."""
+    """Returns the number of entries before the page that `after` requests. Raises RequestInvalid if `after` is not a
+    number of at most six digits, or if `after` is given without a `kind`."""
     if after is None:
         return 0
     if kind is None or not after.isascii() or not after.isdigit() or len(after) > 6:

@@ -1,13 +1,15 @@
 """Response cache: returns a stored response when the same client repeats a request and the store has not changed.
 
 An *answer* is a complete response to a GET or HEAD. For each request, our server first calls
-`DistributionAPI.answer_at_once`, a function that is not a coroutine. This function returns the cached answer. If no
-answer is cached, the server starts a task that calls the application through ASGI. So a cached answer needs no task and
-no call on the registry.
+`DistributionAPI.answer_at_once`, a plain function that returns the cached answer. If no answer is cached, the server
+starts a task that calls the application through ASGI.
 
-An answer is cached only if it depends only on the request and the store. An answer for a mirrored repository is not
-cached, because it also depends on the time since the mirror asked the upstream. The answer to a HEAD of a blob is not
-cached either: each HEAD has to reach the store, which then protects the blob from the garbage collector for a while.
+A cached answer must depend on nothing but the request and the store. Two kinds of answers are not cached:
+
+- An answer for a mirrored repository also depends on the time since the mirror last asked the upstream.
+- A HEAD of a blob has to reach the store each time, because the store then protects the blob from the garbage collector
+  for a while.
+
 docs/adr/0013-answers-that-are-ready.md gives the reasons and the savings.
 """
 
@@ -26,11 +28,11 @@ from storage.names import RepositoryName
 from storage.versioned_cache import VersionedCache
 
 CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
-"""Key in `scope["extensions"]` that our server sets if it calls `answer_at_once`. Its value is a dictionary."""
+"""Key in `scope["extensions"]` that our server sets when it calls `answer_at_once`. The value is a dictionary."""
 _CACHE_AS: Final = "cache_as"
-"""Key in the dictionary of `CACHED_ANSWER_EXTENSION`. `AnswerCache.find` sets it if the answer is worth caching. Its
-value is a pair: the cache key for the answer, and the store's version before the answer was made. If the store has
-changed since this version, the cache never returns the answer."""
+"""Key in the dictionary of `CACHED_ANSWER_EXTENSION`. `AnswerCache.find` sets it if the answer should be cached. The
+value is a pair: the cache key for the answer, and the store's version before the answer is made. The cache never
+returns the answer for another version of the store."""
 CACHE_BYTES: Final = 24 * 1024 * 1024
 """Approximate size of all answers that a process caches. This is enough for the manifests of 10,000 tags."""
 LARGEST_BODY_BYTES: Final = 64 * 1024
@@ -44,22 +46,22 @@ _BYPASSING_HEADERS: Final = frozenset(
 )
 """Headers that change the answer, announce a body, or are sent only by browsers. A request with any of them bypasses
 the cache: its answer is neither taken from the cache nor cached."""
-_READS: Final = ("GET", "HEAD")
+_READ_METHODS: Final = ("GET", "HEAD")
 _ENTRY_BYTES: Final = 1536
 """Approximate memory of a cached answer without its body and cache key."""
 
 MakeCredentialKey = Callable[[Sequence[bytes], str], Hashable | None]
-"""Returns a key for the principal (account or anonymous client) of a request. The arguments are the values of the
-request's Authorization headers, and the client's address. Returns None if the request has to bypass the cache. See
-`registry.http.www_authenticate.Authenticator.credential_key`."""
+"""A function that returns a key for the principal (account or anonymous client) of a request, or None if the request
+has to bypass the cache. The arguments are the values of the request's Authorization headers, and the client's address.
+See `registry.http.www_authenticate.Authenticator.credential_key`."""
 
 
 @dataclass(slots=True)
 class CachedAnswer:
     """A cached answer. Its status is 200.
 
-    - `headers_before_id` and `headers_after_id`: the headers before and after the one with the request's id, which is
-      new for each request. Both are empty once the server has encoded them in `rendered`.
+    - `headers_before_id` and `headers_after_id`: the headers before and after the request id header, which the server
+      adds to each response. Both are empty once the server has encoded them in `rendered`.
     - `principal_name`: the name of the principal that the answer is for.
     - `has_account`: whether this principal is an account.
     - `pull`: the manifest that a request with this answer pulls; None: the request pulls no manifest.
@@ -82,7 +84,7 @@ class CachedAnswer:
     gets this answer."""
     log_fields: Any = None
     """`registry.telemetry.access_log` stores here the part that all log lines about this answer have in common. None
-    until the first of these lines is written."""
+    until the first log line is written."""
 
 
 class AnswerCache:
@@ -109,8 +111,8 @@ class AnswerCache:
     def find(self, scope: Scope, make_credential_key: MakeCredentialKey) -> CachedAnswer | None:
         """Returns the cached answer to a request; None: no answer is cached.
 
-        If no answer is cached but the answer is worth caching (`VersionedCache.should_cache`), adds the cache key and
-        the store's version to the scope, where `start_recording` and `save` find them."""
+        If no answer is cached and `VersionedCache.should_cache` returns True, stores the cache key and the store's
+        version in the scope (`_CACHE_AS`), for `start_recording` and `save`."""
         key = self._key(scope, make_credential_key)
         if key is None:
             return None
@@ -120,22 +122,21 @@ class AnswerCache:
         return answer
 
     def start_recording(self, exchange: Exchange) -> bool:
-        """Makes `exchange` record the answer and returns True, if `find` decided that the answer is worth caching. The
-        caller then has to call `save` after the answer was sent. Otherwise returns False."""
+        """If `find` has stored a cache key in the scope, makes `exchange` record the answer, and returns True. The
+        caller must then call `save` after the answer is sent. Otherwise returns False."""
         if _CACHE_AS not in (exchange.scope.get("extensions") or {}).get(CACHED_ANSWER_EXTENSION, ()):
             return False
         exchange.sent_messages = []
         return True
 
     def save(self, exchange: Exchange, make_credential_key: MakeCredentialKey) -> None:
-        """Caches the answer that `exchange` has recorded, if it is complete and small, and if the next request with the
-        same cache key has to get the same answer.
+        """Caches the answer that `exchange` has recorded, if it is complete and small, and depends on nothing but the
+        cache key and the store.
 
-        Makes the cache key again, and caches nothing if the key differs from the key that `find` made. While the
-        registry has no accounts, all clients have the same key. If another process adds the first account after `find`
-        and before the request is authenticated, the answer is for one account only."""
+        Caches nothing if the request has another cache key now than in `find`. The key changes if another process adds
+        the first account of the registry: without accounts, all clients have the same key."""
         if exchange.kind == "blobs" and exchange.method == "HEAD":
-            return  # each HEAD has to reach the store, which protects the blob: the client may be about to push
+            return  # each HEAD has to reach the store, which then protects the blob
         if exchange.repo and not self._is_always_hosted(exchange.repo):
             return
         complete = _complete_answer(exchange.sent_messages or ())
@@ -153,7 +154,7 @@ class AnswerCache:
 
     def _key(self, scope: Scope, make_credential_key: MakeCredentialKey) -> tuple[str, bytes, Hashable, bytes] | None:
         """Returns the cache key of a request; None: the request bypasses the cache."""
-        if scope["method"] not in _READS or scope["query_string"]:
+        if scope["method"] not in _READ_METHODS or scope["query_string"]:
             return None
         authorization, host = [], b""
         for name, value in scope["headers"]:
@@ -171,7 +172,7 @@ class AnswerCache:
 
 
 def _complete_answer(sent: Sequence[Message]) -> tuple[list[Header], list[Header], bytes] | None:
-    """Returns three parts of a response: the headers before the request's id, the headers after it, and the body.
+    """Returns three parts of a response: the headers before the request id header, the headers after it, and the body.
     `sent`: the ASGI messages of the response. Returns None if the status is not 200, if the body was sent in several
     messages, or if it is larger than `LARGEST_BODY_BYTES`."""
     if len(sent) != 2 or sent[0]["status"] != 200 or sent[1]["type"] != "http.response.body":

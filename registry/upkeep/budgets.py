@@ -17,8 +17,7 @@ from storage.usage import ScopeDefinition
 CACHE_SCOPE: Final = "cache"
 """Name of the scope of all mirrored content."""
 _TARGET_FREE_FACTOR: Final = 1.1
-"""The setting `cache.target_free` is how much of the disk an eviction leaves free. Its default is `cache.min_free`
-times this factor."""
+"""The default of the setting `cache.target_free` is `cache.min_free` times this factor."""
 
 
 def upstream_scope(upstream: str) -> str:
@@ -56,8 +55,8 @@ def scope_definitions(settings: Settings) -> list[ScopeDefinition]:
 
 def cache_limits(settings: Settings, cooldowns: Cooldowns | None = None) -> CacheLimits:
     """Returns the limits of the cache. `cooldowns`: the cooldowns of the upstreams; None: there are none. A *cooldown*
-    begins when a tag moves at the upstream. Until it ends, clients get the older image, so the cache keeps this
-    image."""
+    is the period after a tag moves at the upstream, in which clients get the older image. The cache keeps the older
+    image until the cooldown ends."""
     upstreams = tuple(upstream.name for upstream in settings.upstream)
     budgets = [
         Budget(upstream_scope(upstream.name), (upstream.name,), upstream.cache_max)
@@ -68,7 +67,7 @@ def cache_limits(settings: Settings, cooldowns: Cooldowns | None = None) -> Cach
         budgets.append(Budget(CACHE_SCOPE, upstreams, settings.cache.max))
     min_free = settings.cache.min_free if upstreams else 0
     target_free = settings.cache.target_free or int(min_free * _TARGET_FREE_FACTOR)
-    return CacheLimits(upstreams, tuple(budgets), min_free, target_free, _name_check(settings.cache.keep), cooldowns)
+    return CacheLimits(upstreams, tuple(budgets), min_free, target_free, _name_matcher(settings.cache.keep), cooldowns)
 
 
 def budget_of(settings: Settings, upstream: str | None, max_bytes: int) -> Budget:
@@ -79,12 +78,12 @@ def budget_of(settings: Settings, upstream: str | None, max_bytes: int) -> Budge
 
 
 def min_free_space(settings: Settings) -> MinFreeSpace | None:
-    """Returns how much of the disk must stay free after a push; None if the settings do not limit this."""
+    """Returns how much of the disk must stay free after a push. Returns None if the settings have no such limit."""
     disk = settings.disk
     return MinFreeSpace(disk.min_free, disk.min_free_percent) if disk.min_free or disk.min_free_percent else None
 
 
-def _name_check(patterns: Sequence[str]) -> IsKept:
+def _name_matcher(patterns: Sequence[str]) -> IsKept:
     """Returns a function that tells whether a repository's name matches one of the patterns."""
     names = NameSet.of(patterns)
     return names.__contains__ if patterns else lambda _: False

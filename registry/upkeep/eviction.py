@@ -1,5 +1,5 @@
-"""The job that evicts images from the cache of mirrored content (`eviction_work`). Other functions return the size and
-content of the cache.
+"""The job that evicts images from the cache of mirrored content (`eviction_work`), and functions that return the size
+and the content of the cache.
 
 An *upstream* is a registry that this registry mirrors. A *scope* is a set of repositories whose disk space is counted
 together. There is one scope for each upstream, one for all upstreams together, and one for each quota (a limit on the
@@ -30,17 +30,21 @@ EVICTION_KIND: Final = "evict"
 MAX_LISTED_IMAGES: Final = 1000
 """Largest number of images that the result of a job lists."""
 SCOPES_WAIT_SECONDS: Final = 2.0
-"""Longest time that a job waits until the server has defined the scopes. A server defines them within milliseconds
-after it starts or reloads its settings."""
+"""Longest time that a job waits until the server has defined the scopes. The server defines the scopes within
+milliseconds after it starts or reloads its settings."""
 SCOPES_POLL_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class CachePart:
-    """The cached content of an upstream, or of all upstreams (`upstream` is None). Sizes are in bytes. `max_size` is
-    the limit in the settings; None: no limit. `blobs` and `size` count each blob once. `oldest_pull` is the time of the
-    last pull of the least recently pulled image, in seconds since 1970; None: there are no images. `is_complete` is
-    False while the content is still being counted."""
+    """The cached content of an upstream, or of all upstreams together.
+
+    - `upstream`: the name of the upstream; None: all upstreams.
+    - `max_size`: the limit in the settings, in bytes; None: no limit.
+    - `size`, `blobs`: the total size of the blobs in bytes, and their number. Each blob counts once.
+    - `oldest_pull`: the time at which the least recently pulled image was pulled, in seconds since 1970; None: there
+      are no images.
+    - `is_complete`: False while the content is still being counted."""
 
     upstream: str | None
     max_size: int | None
@@ -63,14 +67,17 @@ class CacheSize:
 
 
 def eviction_arguments(max_bytes: int | None, upstream: str | None, *, dry_run: bool) -> dict[str, JSON]:
-    """Returns the arguments of the job. `max_bytes`: the largest size of the cache after the eviction; None: the limits
-    in the settings. `upstream`: the upstream whose content is evicted; None: all upstreams. `dry_run`: the job only
-    lists the images that it would evict."""
+    """Returns the arguments of the eviction job.
+
+    - `max_bytes`: the largest size of the cache after the eviction; None: the limits in the settings apply.
+    - `upstream`: the upstream whose images are evicted; None: all upstreams.
+    - `dry_run`: the job evicts nothing, and lists the images that it would evict."""
     return {"to": max_bytes, "upstream": upstream, "dry_run": dry_run}
 
 
 def check_upstream(settings: Settings, upstream: str | None) -> None:
-    """Raises NameUnknown if the settings have no upstreams, or if `upstream` is given and is not the name of one."""
+    """Raises NameUnknown if the settings have no upstreams, or if `upstream` is not None and no upstream in the
+    settings has this name."""
     names = [configured.name for configured in settings.upstream]
     if not names:
         raise NameUnknown("no upstream is mirrored, so there is no cache; add an [[upstream]] to the settings")
@@ -79,8 +86,9 @@ def check_upstream(settings: Settings, upstream: str | None) -> None:
 
 
 def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -> Work:
-    """Returns the function that runs the job. The function reports each evicted image to commands that watch the job.
-    It returns the number of evicted images, their bytes, and a list of the first `MAX_LISTED_IMAGES` of them."""
+    """Returns the function that runs the eviction job. The function reports each evicted image to commands that watch
+    the job. It returns the number of evicted images, their total bytes, and a list of the first `MAX_LISTED_IMAGES`
+    images. In a dry run, these are the images that would be evicted."""
 
     async def work(context: JobContext) -> JSON:
         arguments = context.job.arguments
@@ -94,12 +102,12 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
         totals = {"images": 0, "bytes": 0}
 
         async def on_evicted(image: EvictedImage) -> None:
-            record = _record(image)
+            image_json = _image_to_json(image)
             totals["images"] += 1
             totals["bytes"] += image.bytes
             if len(evicted) < MAX_LISTED_IMAGES:
-                evicted.append(record)
-            context.step("would be evicted" if dry_run else "evicted", **record)
+                evicted.append(image_json)
+            context.step("would be evicted" if dry_run else "evicted", **image_json)
             await context.report(totals["images"], message=f"{size_text(totals['bytes'])} freed")
 
         if dry_run:
@@ -117,8 +125,8 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
 
 
 def _budgets(settings: Settings, evictor: Evictor, max_bytes: int | None, upstream: str | None) -> list[Budget] | None:
-    """Returns the budgets that the eviction must meet. Returns None if it must meet all limits in the settings. Raises
-    Unsupported if neither `max_bytes` nor the settings limit the cache."""
+    """Returns the budgets that the eviction must meet. Returns None if the eviction must meet all limits in the
+    settings. Raises Unsupported if neither `max_bytes` nor the settings limit the cache of `upstream`."""
     if max_bytes is not None:
         return [budget_of(settings, upstream, max_bytes)]
     if upstream is None:
@@ -132,11 +140,10 @@ def _budgets(settings: Settings, evictor: Evictor, max_bytes: int | None, upstre
 
 
 async def _wait_for_scopes(settings: Settings, usage: Usage, budgets: Sequence[Budget]) -> None:
-    """Waits until the server counts the scope of each budget as `settings` define the scope. Raises Unsupported after
-    `SCOPES_WAIT_SECONDS`.
+    """Waits until the server has defined the scope of each budget in the same way as `settings` do. Raises Unsupported
+    after `SCOPES_WAIT_SECONDS`.
 
-    The job must not define the scopes itself. If a command ran the job with other settings than those of the server,
-    the scopes of the command would replace all scopes of the server."""
+    The job must not define the scopes: a command that runs the job may have other settings than the server."""
     definitions = {definition.name: definition for definition in scope_definitions(settings)}
     deadline = time.monotonic() + SCOPES_WAIT_SECONDS
     for budget in budgets:
@@ -146,7 +153,7 @@ async def _wait_for_scopes(settings: Settings, usage: Usage, budgets: Sequence[B
                 upstream = "all upstreams" if budget.scope == CACHE_SCOPE else budget.upstreams[0]
                 raise Unsupported(
                     f"the server counts the cache of {upstream} with other settings, or does not count it yet; start "
-                    "the server or run entrepot reload, or give this command the settings of the server"
+                    "the server, run `entrepot reload`, or give this command the settings of the server"
                 )
             await asyncio.sleep(SCOPES_POLL_SECONDS)
 
@@ -157,7 +164,7 @@ async def _plan(evictor: Evictor, budgets: list[Budget] | None) -> list[EvictedI
     return [image for budget in budgets for image in await evictor.plan(budget)]
 
 
-def _record(image: EvictedImage) -> dict[str, Any]:
+def _image_to_json(image: EvictedImage) -> dict[str, Any]:
     """Returns an evicted image as a JSON object."""
     return {
         "upstream": image.upstream,
@@ -171,8 +178,8 @@ def _record(image: EvictedImage) -> dict[str, Any]:
 
 
 async def read_cache_sizes(settings: Settings, store: StoredRegistry) -> list[CacheSize]:
-    """Returns the size of the cached content of each upstream, and then of all upstreams together. Takes microseconds,
-    unlike `read_cache_status`, which counts all images."""
+    """Returns the size of the cached content of each upstream, and then of all upstreams together. Is much faster than
+    `read_cache_status`, which counts all images. Returns an empty list if there are no upstreams."""
     limits = [(upstream_scope(upstream.name), upstream.name, upstream.cache_max) for upstream in settings.upstream]
     sizes = [await _cache_size(store, scope, name, max_size) for scope, name, max_size in limits]
     return [*sizes, await _cache_size(store, CACHE_SCOPE, None, settings.cache.max)] if sizes else []

@@ -1,9 +1,9 @@
 """Decides to which servers requests for an upstream may be sent (protection against server-side request forgery).
 
-An upstream chooses the URLs in its redirects and challenges. Without a rule, these URLs could make this server send
-requests to services that the upstream itself cannot reach: services on this machine or in its private network, and the
-metadata service of its cloud. Therefore each IP address has a network class (`NetworkClass`), and each request has a
-set of addresses to which it may connect (`Reach`). `RedirectChain` limits the reach of the requests after a redirect.
+An upstream chooses the URLs in its redirects and challenges. Such a URL must not make this server send requests to
+services that the upstream cannot reach: services on this server's machine or in its private network, and the metadata
+service of its cloud. Therefore each IP address has a network class (`NetworkClass`), and each request has a *reach*:
+the set of addresses to which it may connect (`Reach`). `RedirectChain` limits the reach of requests after a redirect.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ class NetworkClass(Enum):
 
 
 NetworkClassifier = Callable[[str], NetworkClass]
-"""A function that returns the network class of an IP address that is given as text. It raises ValueError for text that
-is no IP address."""
+"""A function that returns the network class of an IP address. It raises ValueError if the text is not an IP address."""
 
 _PRIVATE_NETWORKS = [
     ipaddress.ip_network(text)
@@ -53,8 +52,8 @@ _PRIVATE_NETWORKS = [
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses that embed an IPv4 address in their low 32 bits (RFC 6052)."""
 _LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
-"""IPv6 addresses for NAT64 inside one network (RFC 8215). Where they embed the IPv4 address depends on that network, so
-their class is SPECIAL."""
+"""IPv6 addresses for NAT64 inside one network (RFC 8215). Their class is SPECIAL, because the position of the embedded
+IPv4 address depends on the network."""
 _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
 """Deprecated IPv6 addresses that embed an IPv4 address in their low 32 bits (RFC 4291, 2.5.5.1)."""
 
@@ -95,17 +94,22 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | No
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """The addresses to which a request may connect: public addresses, addresses of the class `network` (unless it is
-    SPECIAL), and any address of a host and port in `listed`. If `network` is None, every address is allowed."""
+    """The addresses to which a request may connect. If `network` is None, every address is allowed. Otherwise, these
+    addresses are allowed:
+
+    - public addresses
+    - addresses of the class `network`, unless this class is SPECIAL
+    - all addresses of each host and port in `listed`."""
 
     network: NetworkClass | None
     listed: frozenset[tuple[str, int]] = frozenset()
 
     def after(self, network: NetworkClass) -> Reach:
         """Returns the reach of the next request in a chain of redirects. `self` is the reach of the previous request.
-        `network` is the class of the server that has responded to the previous request. A redirect may lead to the
-        network class of the first server. Once a redirect has left that class, further redirects may only lead to
-        public addresses. Hosts in `listed` are always allowed."""
+        `network` is the network class of the server that has responded to the previous request.
+
+        Redirects may lead to public addresses and to the network class of the first server. After a response from a
+        server of another class, redirects may only lead to public addresses. `listed` stays the same."""
         if self.network is None:
             return replace(self, network=network)
         return self if network is self.network else replace(self, network=NetworkClass.PUBLIC)
@@ -143,8 +147,9 @@ class AddressPolicy:
             return NetworkClass.PUBLIC
 
     def allowed_addresses(self, reach: Reach, host: str, port: int, addresses: Sequence[str]) -> list[str]:
-        """Returns the IP `addresses` of a host to which a request with this reach may connect. Returns an empty list if
-        `addresses` is empty. Raises UpstreamUnavailable if there are addresses but none is allowed."""
+        """Returns those of `addresses` to which a request with this reach may connect. `addresses` are the IP addresses
+        of `host`. Returns an empty list if `addresses` is empty. Raises UpstreamUnavailable if `addresses` is not empty
+        and none of them is allowed."""
         if reach.is_unrestricted(host, port):
             return list(addresses)
         classes = {address: self._classify(address) for address in addresses}
@@ -161,8 +166,8 @@ class AddressPolicy:
             self.allowed_addresses(reach, host, port, [address])
 
     def classify_proxied(self, host: str) -> NetworkClass:
-        """Returns the network class of a host that has responded through a proxy. For an IP address, this is its class.
-        For a host name, it is PUBLIC, because the addresses of the host are not known."""
+        """Returns the network class of a host that has responded through a proxy. If `host` is an IP address, returns
+        the class of the address. If `host` is a name, returns PUBLIC, because its addresses are not known."""
         return self.classify(literal_address(host))
 
     def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:
@@ -189,9 +194,9 @@ class AddressPolicy:
 
 
 def literal_address(host: str) -> str | None:
-    """Returns the IP address in the host part of a URL, in its usual form. `host` can have any form that resolvers
-    accept for an IP address, such as `127.1` and `0x7f000001`. Returns 127.0.0.1 for `localhost` and names below it,
-    and None for other host names."""
+    """Returns the IP address that `host`, the host part of a URL, denotes. The result has the usual notation. `host`
+    can have any notation that resolvers accept, such as `127.1` and `0x7f000001`. Returns 127.0.0.1 for `localhost` and
+    its subdomains. Returns None for other host names."""
     host = host.strip("[]").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return "127.0.0.1"
@@ -218,9 +223,9 @@ _HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Returns the scheme, host and port of an http or https URL (RFC 6454, 4). An HTTP client that requests the URL
-    connects to this host. The host is in lower case, IDNA-encoded, without a dot at the end. Raises ValueError for any
-    other URL."""
+    """Returns the scheme, host and port of a URL (RFC 6454, 4). An HTTP client connects to the same host and port. The
+    host is in lower case, IDNA-encoded, without a dot at the end. Raises ValueError if the scheme is not http or https,
+    if the host is missing or invalid, or if the port is invalid."""
     parts = urlsplit(url)
     host_and_port = _HOST_AND_PORT.fullmatch(parts.netloc.rpartition("@")[2])
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or host_and_port is None or parts.port == 0:
@@ -272,24 +277,25 @@ def registrable_domain(host: str) -> str:
 
 
 def loggable_origin(url: str) -> str:
-    """Returns the origin of a URL for logs and messages, without user name and password. The path and the query are
-    left out, because those of a redirect may contain a signature that gives access."""
+    """Returns the origin of a URL for logs and messages, without user name and password. Leaves out the path and the
+    query, because they may contain a signature that gives access."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 class RedirectChain:
-    """Follows the redirects of one request. The request and each request after a redirect is a *step*. `url`, `headers`
-    and `reach` (the allowed addresses) are those of the next step, which the caller sends. `Authorization` is sent to
-    the first origin only. Once a redirect has left the first origin, the header is not sent again, even if a later
-    redirect returns there."""
+    """Follows the redirects of one request. A *step* is the original request, or a request after a redirect. `url`,
+    `headers` and `reach` (the allowed addresses) are those of the next step, which the caller sends.
+
+    `Authorization` is sent to the first origin only. After a redirect to another origin, the header is not sent again,
+    even if a later redirect leads back to the first origin."""
 
     def __init__(self, url: str, headers: Mapping[str, str], reach: Reach = ANYWHERE) -> None:
         self.url = url
         self.headers = dict(headers)
         self.reach = reach
         self.has_moved = False
-        """Whether a redirect was followed, so that `url` is no longer the URL of the original request."""
+        """Whether a redirect was followed. If True, `url` is the target of the last redirect."""
         self._first_origin = origin(url)
         self._remaining_redirects = MAX_REDIRECTS
 

@@ -1,8 +1,7 @@
-"""Checks the settings of the OpenID provider when the server starts, and reads the client secret. Also defines the
-errors of logins at the provider.
+"""Checks the settings of the OpenID provider when the server starts, and reads the client secret. Defines the errors of
+logins at the provider.
 
-This module does not import the library Authlib, which takes memory and time to import. A server without a provider
-does not need it (see `registry.auth.external.openid_protocol`).
+Do not import Authlib in this module: the import takes memory and time, and every server imports this module.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from registry.config.auth_settings import OIDCSettings
 from registry.small_files import read_small_text
 
 _ERROR_CODE: Final = re.compile(r"[a-z0-9_.-]{1,60}")
-"""The error codes of the provider that may be written to a log."""
+"""The form of an error code that may be written to a log."""
 
 
 class ProviderInvalid(Exception):
@@ -30,8 +29,8 @@ class ProviderUnavailable(Exception):
 
 
 class CodeRefused(Exception):
-    """The provider refuses an authorization code or the client. `reason` is the provider's error code, as
-    `loggable_error_code` returns it."""
+    """The provider refuses the authorization code of a login, or refuses this registry as a client. `reason` is the
+    provider's error code, as `loggable_error_code` returns it."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -39,12 +38,13 @@ class CodeRefused(Exception):
 
 
 class IDTokenInvalid(Exception):
-    """The ID token is refused. The text says why, for the log and not for the person who logs in."""
+    """This registry refuses the ID token of a login. The text says why. It is for the log, and must not be shown to the
+    person who logs in."""
 
 
 def check_provider(settings: OIDCSettings) -> None:
-    """Checks that the settings of the provider are complete, and that the client secret can be read. The server calls
-    this when it starts. Sends no request. Raises ProviderInvalid if a check fails."""
+    """Checks the settings of the provider. Raises ProviderInvalid if only one of `issuer` and `client_id` is set, or if
+    the client secret cannot be read or is empty. Sends no request."""
     if (settings.issuer is None) != (settings.client_id is None):
         missing = "issuer" if settings.issuer is None else "client_id"
         raise ProviderInvalid(f"oidc.{missing} is not set; logins at an OpenID provider need issuer and client_id")
@@ -53,9 +53,9 @@ def check_provider(settings: OIDCSettings) -> None:
 
 
 def read_client_secret(settings: OIDCSettings) -> str | None:
-    """Returns the client secret with which this registry authenticates at the provider, or None if the settings name no
-    secret (a public client). Reads the secret at each call, so that a changed file takes effect without a restart.
-    Raises ProviderInvalid if the secret cannot be read or is empty."""
+    """Returns the client secret, with which this registry authenticates at the provider. Returns None if the settings
+    name no secret (a public client). Reads the secret at each call, so that a changed file takes effect without a
+    restart. Raises ProviderInvalid if the secret cannot be read or is empty."""
     if settings.client_secret_env is not None:
         secret, source = os.environ.get(settings.client_secret_env, ""), settings.client_secret_env
     elif settings.client_secret_file is not None:
@@ -65,15 +65,12 @@ def read_client_secret(settings: OIDCSettings) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise ProviderInvalid(
-                "cannot read the client's secret, which this registry sends to the OpenID provider, "
-                f"from {source}: {reason}"
+                f"cannot read the client secret for the OpenID provider from {source}: {reason}"
             ) from None
     else:
         return None
     if not secret.strip():
-        raise ProviderInvalid(
-            f"the client's secret, which this registry sends to the OpenID provider, is not in {source}, or is empty"
-        )
+        raise ProviderInvalid(f"the client secret for the OpenID provider is missing or empty in {source}")
     return secret.strip()
 
 
@@ -84,7 +81,7 @@ def loggable_error_code(value: object) -> str:
 
 
 def provider_stamp(settings: OIDCSettings) -> str:
-    """Returns the stamp of the provider's settings: a hash that changes when the settings change. The `Identity`
-    (`registry.auth.rights.principal`) that a login at the provider proves contains the stamp. After a change of the
-    settings, identities with the old stamp are refused."""
+    """Returns the stamp of the provider's settings: a hash that changes when the settings change. A login at the
+    provider stores the stamp in the person's `Identity` (`registry.auth.rights.principal`). After the settings change,
+    this registry refuses identities with the old stamp."""
     return settings_stamp("openid", settings)

@@ -1,5 +1,4 @@
-"""The command `entrepot cache`: shows the size and content of the cache of mirrored content, and evicts images from
-it."""
+"""The command `entrepot cache`: shows the size and the content of the cache of mirrored content, and evicts images."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ JsonLines = Annotated[
     epilog="\b\nExamples:\n  entrepot cache status -c entrepot.toml\n  entrepot cache status -c entrepot.toml --json",
 )
 def show_status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Prints the cached content of each upstream, then that of all upstreams together, as a table or as JSON."""
+    """Prints the cached content of each upstream and of all upstreams together, as a table or as JSON."""
     from registry.admin.cache_models import CachePartResponse
     from registry.cli.upkeep.upkeep_run import with_upkeep
     from registry.upkeep.eviction import read_cache_status
@@ -76,7 +75,7 @@ def evict(
     data: DataOption = None,
     as_json: JsonLines = False,
 ) -> None:
-    """Evicts images. Prints a line for each image, and the totals."""
+    """Evicts images. Prints a line for each image, and at the end the number and the size of all images."""
     from registry.cli.upkeep.upkeep_run import print_done, run_as_job
     from registry.upkeep.eviction import EVICTION_KIND, eviction_arguments
 
@@ -107,7 +106,7 @@ def _size_or_fail(text: str) -> int:
 
 
 def _print_image(image: Mapping[str, Any]) -> None:
-    """Prints the line of one image."""
+    """Prints the line for one evicted image."""
     tags = ", ".join(image["tags"])
     name = f"{image['repository']}:{tags}" if tags else f"{image['repository']}@{image['digest']}"
     print_line(f"{name}  last pulled {local_time(image['last_pulled'])}  {human_size(image['bytes'])}")

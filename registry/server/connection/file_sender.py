@@ -1,16 +1,15 @@
 """Sends files to sockets. The kernel copies the bytes, and the event loop does not wait for the disk.
 
-To clients on other machines a file is sent by sendfile(2), which passes the pages of the kernel's page cache to the
-network card. To clients on this machine, such as a reverse proxy, a file is sent from a memory mapping of the file. The
-mapping costs one more copy of each byte, but sendfile costs local clients more: it passes on only 16 pages at a time,
-so the client often sleeps and is woken. Measured CPU seconds per GiB: with sendfile 0.46 for the server and 0.24 for
-the client, from a mapping 0.27 and 0.14.
+To clients on other machines the sender sends a file by sendfile(2), which passes the pages of the kernel's page cache
+to the network card. To clients on this machine, such as a reverse proxy, it sends a file from a memory mapping. The
+mapping costs one more copy of each byte, but sendfile takes more CPU time between processes on one machine. Measured
+CPU seconds per GiB: with sendfile 0.46 for the server and 0.24 for the client, from a mapping 0.27 and 0.14.
 
 sendfile blocks the calling thread if a page is not in memory, even with a non-blocking socket. So the sender sends the
 file in slices, and asks the kernel before each slice which pages are in memory. As soon as some pages are missing,
 threads read the rest of the file ahead of the sender, and the sender sends only the bytes that the threads have read.
-These reads have a second purpose: the kernel marks some pages, and at a marked page sendfile would start a read-ahead
-from the disk. The reads clear the marks.
+The threads' reads also clear the kernel's read-ahead marks. At a marked page, sendfile would start to read from the
+disk.
 
 The sender uses a duplicate (dup) of the connection's socket for two reasons: uvloop refuses `add_writer` for a
 descriptor that a transport owns, and the duplicate stays valid when the transport is closed.
@@ -30,8 +29,8 @@ from registry.server.kernel import unacknowledged_bytes
 from storage.data_dir.mapped_file import MappedFile
 
 SEND_SLICE_BYTES = 2 * 1024 * 1024
-"""Largest size of a slice. The sender sends one slice in each iteration of the event loop. The other connections wait
-meanwhile, about 0.5 ms."""
+"""Largest size of a slice. The sender sends one slice in each iteration of the event loop. A slice takes about 0.5 ms,
+in which the other connections wait."""
 _MAPPED_RELEASE_BYTES = 2 * 1024 * 1024
 """After this many bytes are sent from a mapping, the sender releases their pages. Released pages no longer count as
 memory of this process."""
@@ -74,7 +73,8 @@ class FileSender:
         self._file = file
         self._on_sent = on_sent
         self._outcome: asyncio.Future[BaseException | None] = loop.create_future()
-        """Done when the sending has ended. The value is the error that has stopped it; None if all bytes were sent."""
+        """Done when the sending has ended. The result is the error that ended the sending; None if all bytes were sent
+        or `run` was cancelled."""
         self._unsent_head = b""
         # Offsets in the file: of the next byte to send, and after the last byte to send.
         self._next_offset = self._end_offset = 0
@@ -82,12 +82,11 @@ class FileSender:
         """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._mapped_file: MappedFile | None = None
         self._uses_mapping = is_local_peer(sock) if is_local is None else is_local
-        """Whether the file is sent from the mapping, and not by sendfile. Initially True if the client is on this
-        machine."""
+        """Whether the sender sends the file from the mapping. If False, or if there is no mapping, it uses sendfile."""
         self._released_up_to = 0  # offset up to which the mapping's pages were released
         # Offset up to which a thread has read the file for this sender. The sender sends the bytes before this offset
-        # even if the kernel has dropped their pages. Otherwise, while memory is scarce, threads could read the same
-        # bytes again and again without the sender sending any.
+        # even if the kernel has dropped their pages. Otherwise, if memory is scarce, threads could read the same bytes
+        # again and again.
         self._just_read_up_to = 0
         self.is_blocked = False
         """Whether the sender waits until the event loop reports that the socket is writable. The wait is long if the
@@ -116,8 +115,8 @@ class FileSender:
         try:
             self._mapped_file = MappedFile.try_map(self._file, offset, offset + count)
             self._released_up_to = offset
-            # A mapping has zeros between the end of the file and the end of the last page. The sender must not send
-            # them. So it sends a file that is too short with sendfile, which stops at the end of the file.
+            # A mapping has zeros after the end of the file, which the sender must not send. So it uses sendfile if the
+            # file is too short: sendfile stops at the end of the file.
             self._uses_mapping = self._uses_mapping and os.fstat(self._file).st_size >= self._end_offset
             self._continue_sending()
             error = await self._outcome
@@ -139,8 +138,8 @@ class FileSender:
             self._outcome.set_result(error)
 
     def _continue_sending(self) -> None:
-        """Sends at most one slice. Then ends the sending if all was sent or an error occurred. Otherwise this method is
-        called again when the socket is writable, or when a thread has read the next part of the file."""
+        """Sends at most one slice. Then ends the sending if all bytes are sent or an error has occurred. Otherwise this
+        method is called again: when the socket is writable, or when a thread has read the next part of the file."""
         try:
             self._send_head()
             wait_for_client = self._send_slice()
@@ -189,7 +188,8 @@ class FileSender:
             except OSError as error:
                 if error.errno != errno.EFAULT:
                     raise
-                # The file was truncated, or the disk cannot read it. sendfile tells which: it sends 0 bytes or fails.
+                # The file was truncated, or the disk cannot read it. sendfile sends 0 bytes in the first case, and
+                # raises an error in the second.
                 self._uses_mapping = False
         return os.sendfile(self._sock.fileno(), self._file, self._next_offset, count)
 
@@ -202,7 +202,7 @@ class FileSender:
         return sent
 
     def _count_in_memory(self, end_offset: int) -> int:
-        """Returns how many bytes can be sent without waiting for the disk, from the next byte to send up to the offset
+        """Returns how many of the next bytes can be sent without waiting for the disk, counted at most up to the offset
         `end_offset`."""
         if self._next_offset < self._just_read_up_to:
             return min(end_offset, self._just_read_up_to) - self._next_offset
@@ -212,7 +212,7 @@ class FileSender:
             return 0
         if self._mapped_file is not None:
             return self._mapped_file.resident_prefix(self._next_offset, end_offset)
-        # Without a mapping the sender cannot ask the kernel. It relies on what threads have read.
+        # Without a mapping the sender cannot ask the kernel. It sends only bytes that threads have read.
         return end_offset - self._next_offset if self._read_ahead is not None else 0
 
     def _start_read_ahead(self) -> None:
@@ -221,7 +221,8 @@ class FileSender:
         self._read_ahead.start_reading(self._next_offset)
 
     def _on_part_read(self, error: BaseException | None) -> None:
-        """Called after a thread has read a part of the file. `error`: why it could not; None: it has read the part."""
+        """Called when a thread stops reading a part of the file. `error`: the error that stopped the thread; None: the
+        thread has read the part."""
         if self._outcome.done() or self._read_ahead is None:
             return
         if error is not None:

@@ -1,19 +1,17 @@
 """Keeps parsed parts of heads (request lines with headers), so that the server does not parse the same bytes again.
 
-The clients of a registry repeat themselves: a client sends the same headers with each request, and many machines
-request the same tag. The application caches many responses (`cached_answers`), and to find a cached response takes less
-time than to parse the head of the request. So all connections of a worker share this cache. It has two kinds of
-*parts*: request lines, and *header blocks* (all header lines of a head, up to the empty line). A head is found if its
-block is in the cache. Its request line may be new, because the cache itself can parse a line of a usual form.
+Most clients send the same headers with each request, and many clients request the same tag. All connections of a
+worker share this cache. It has two kinds of *parts*: request lines, and *header blocks* (all header lines of a head, up
+to the empty line). A head is found if its block is in the cache. The request line of the head may be new: the cache can
+parse a request line of the usual form.
 
 Only parts of GET and HEAD requests without a body are cached, and only if the connection stays open after the request.
-A part is cached when its bytes arrive for the second time. So a part that arrives only once takes little time and
-displaces no other part.
+A part is cached when its bytes arrive for the second time.
 
 Tokens and cookies must not stay in memory. So for a block with such a secret, the cache keeps a keyed hash instead of
-the block's bytes, and the offsets of the secret in the block instead of the secret. The hash is `hash()` of Python's
-`bytes` (SipHash) with a random key from the start of Python. It is fast, and two blocks practically never have the same
-64-bit hash. Blocks with a password are not cached. Lines with a query are not cached.
+the block's bytes, and the offsets of the secret in the block instead of the secret. The hash is Python's `hash()` of
+`bytes` (SipHash), whose key is random for each process. Two blocks practically never have the same 64-bit hash. Blocks
+with a password and request lines with a query are not cached.
 """
 
 from __future__ import annotations
@@ -25,17 +23,16 @@ from registry.asgi import Header, Scope
 from registry.server.http1.request_head import decode_path
 
 MAX_PARTS: Final = 256
-"""The cache has at most this many request lines, and at most this many blocks. When it has that many, a new part
-replaces the part of its kind that was added first."""
+"""The cache has at most this many request lines, and at most this many blocks. At this limit, a new request line
+replaces the oldest request line, and a new block replaces the oldest block."""
 MAX_HEAD_BYTES: Final = 2048
 """Blocks of larger heads, and longer request lines, are not cached. For a head, the limit applies to its length and to
 its `RequestHead.size`: the length of the request target plus the lengths of all headers, where each short header counts
 as 64 bytes. So a block in the cache has at most 32 headers, and the cache takes about 2 MiB."""
-_MAX_SEEN: Final = 4096
-"""The cache keeps the hashes of at most this many parts that have arrived. When it has that many, and another part
-arrives, it drops all these hashes."""
+_MAX_SEEN_HASHES: Final = 4096
+"""Largest number of hashes in `HeadCache._seen_hashes`. At this limit, a new hash replaces all the older hashes."""
 _SIMPLE_LINE: Final = re.compile(rb"(GET|HEAD) (/[A-Za-z0-9._~:@/?&=+,;%-]*) HTTP/1\.1")
-"""A request line of a usual form, which is valid. The parser has to check any other line."""
+"""A request line of the *usual form*. The cache leaves any other request line to the parser."""
 _SECRET_HEADERS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie"})
 """The headers whose values are not kept."""
 
@@ -74,13 +71,14 @@ class HeadCache:
         self._lines: dict[bytes, _ParsedLine] = {}
         """The cached request lines, by their bytes."""
         self._seen_hashes: set[int] = set()
-        """The hashes of parts that have arrived at least once."""
+        """The hashes of request lines and blocks that have arrived."""
 
     def find(self, head: bytes) -> tuple[dict[str, Any], list[Header], int] | None:
-        """Finds the parts of a head. `head`: its bytes, including the empty line. Returns the items of the ASGI scope
-        that depend on the request line, a new list of the headers, and the size of the head (`RequestHead.size`). The
-        dictionary of the items must not be changed. Returns None if the parser has to parse the head, because the block
-        is not in the cache or the line is unusual."""
+        """Finds the parts of a head. `head`: the bytes of the head, including the empty line. Returns the items of the
+        ASGI scope that depend on the request line, a new list of the headers, and the size of the head
+        (`RequestHead.size`). The dictionary of the items must not be changed. Returns None if the block is not in the
+        cache, or if the request line is too long or does not have the usual form. The parser then has to parse the
+        head."""
         line_end = head.find(b"\r\n")
         block = head[line_end:]
         cached = self._blocks.get(block) or self._blocks.get(hash(block))
@@ -95,14 +93,17 @@ class HeadCache:
         return fields, headers, target_bytes + cached.size
 
     def add(self, head: bytes, scope: Scope, size: int) -> None:
-        """Adds the block of a head after which the connection stays open and no body follows. `head`: its bytes.
-        `scope`: the new scope of its request. `size`: see `RequestHead.size`. If the block arrives for the first time,
-        keeps only its hash. Does not add the block if the head is too long, has an unusual line or another method than
-        GET and HEAD, or has a password."""
+        """Adds the block of a head. Call this only if no body follows the head, and the connection stays open after the
+        request. If the block arrives for the first time, keeps only its hash. Does not add the block if the head is too
+        long, if it contains a password, or if its request line does not have the usual form.
+
+        - `head`: the bytes of the head, including the empty line.
+        - `scope`: the new ASGI scope of the request.
+        - `size`: the size of the head (`RequestHead.size`)."""
         line_end = head.find(b"\r\n")
         block = head[line_end:]
-        fingerprint = hash(block)
-        if not self._was_seen(fingerprint):
+        block_hash = hash(block)
+        if not self._was_seen(block_hash):
             return
         # A line with a target in absolute form (`http://host/path`) does not match. With such a target, the headers in
         # `scope` are not those of the block: the host of the target has replaced the Host header.
@@ -122,7 +123,7 @@ class HeadCache:
                 headers[index] = name, b""
         _make_room(self._blocks)
         cached = _CachedBlock(tuple(headers), size - len(line_match[2]), tuple(secrets))
-        self._blocks[fingerprint if secrets else block] = cached
+        self._blocks[block_hash if secrets else block] = cached
 
     def _parse_line(self, line: bytes) -> _ParsedLine | None:
         """Parses a request line of the usual form. Returns None if the line has another form or is too long. Caches the
@@ -145,17 +146,17 @@ class HeadCache:
             self._lines[line] = parsed
         return parsed
 
-    def _was_seen(self, fingerprint: int) -> bool:
-        """Returns whether the hash of a part that has arrived is kept already. If it is not, keeps it."""
-        if fingerprint in self._seen_hashes:
+    def _was_seen(self, part_hash: int) -> bool:
+        """Returns whether `_seen_hashes` contains the hash of a part. Adds the hash if it is missing."""
+        if part_hash in self._seen_hashes:
             return True
-        if len(self._seen_hashes) >= _MAX_SEEN:
+        if len(self._seen_hashes) >= _MAX_SEEN_HASHES:
             self._seen_hashes.clear()
-        self._seen_hashes.add(fingerprint)
+        self._seen_hashes.add(part_hash)
         return False
 
 
 def _make_room(parts: dict[Any, Any]) -> None:
-    """Removes the part that was added first if there are `MAX_PARTS` parts."""
+    """If there are `MAX_PARTS` parts, removes the part that was added first."""
     if len(parts) >= MAX_PARTS:
         del parts[next(iter(parts))]

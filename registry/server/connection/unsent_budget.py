@@ -19,24 +19,23 @@ from registry.server.gate.connection_limit import MAX_CONNECTIONS, MAX_EVICTIONS
 from registry.server.kernel import tcp_progress
 
 RESPONSE_SLICE_BYTES = 256 * 1024
-"""Size of the slices in which a large body is written, one in each iteration of the event loop. The size is limited
-because the transport keeps a slice in memory. Over TLS it also encrypts the slice, while the other connections wait."""
+"""A large body is written in slices of this size, one slice in each iteration of the event loop. A larger slice would
+take more memory. Over TLS its encryption would also delay the other connections."""
 PIECES_BUDGET_BYTES = 48 * MIB
-"""Size of a worker's budget for the pieces of files that are sent over TLS. It is enough for 288 clients at the same
-time: each piece reserves 128 KiB (`encrypted_file_sender.RESERVED_BYTES`), and such large reservations may use three
-quarters of a `MemoryBudget`, which are 36 MiB."""
+"""Size of a worker's budget for the pieces of files that are sent over TLS. Each piece reserves 128 KiB
+(`encrypted_file_sender.RESERVED_BYTES`). Reservations of this size may use three quarters of the budget (see
+`MemoryBudget`). So 288 clients can receive pieces at the same time."""
 _CHECK_INTERVAL_SECONDS = 0.25
 """While a response waits for memory, the budget checks at this interval whether reserved bytes have been sent
 (`_make_room_for_waiting`)."""
 _WAITING_FACTOR = 2
-"""The bodies of all responses that wait for memory may together have this many times the size of the budget. If a
-further response would exceed this limit, it is refused at once."""
+"""The bodies of all responses that wait for memory may together have this many times the size of the budget. A response
+that would exceed this limit is refused at once."""
 _SLOW_CLIENT_SECONDS = 8.0
-"""While another client waits for memory to receive a file over TLS, a client that takes longer than this to receive one
+"""While a client waits for memory to receive a file over TLS, each client that takes longer than this to receive one
 piece is cut off."""
 _MAX_WAIT_SECONDS = 600.0
-"""Longest time that a client waits for memory to receive a file over TLS. The time may be long because slow clients
-lose their memory after `_SLOW_CLIENT_SECONDS`, so the queue keeps moving."""
+"""Longest time that a client waits for memory to receive a file over TLS."""
 
 
 def new_piece_memory() -> MemoryBudget:
@@ -56,18 +55,14 @@ class UnsentBudget:
     granted only when no other bytes are reserved.
 
     A response that is written in slices reserves the bytes of one slice, and keeps them at least until its last slice
-    is written, even if all slices written so far are sent. The kernel accepts the first slices of every response at
-    once. If a response released its bytes after these slices, too many responses could begin, and their next slices
-    together would exceed the limit.
+    is written. It keeps them even while all written bytes are sent, because its next slice needs the memory.
 
-    Responses that do not fit wait in a queue, each for at most `wait_seconds`. The body of a response stays in memory
-    while the response waits. So the bodies of all responses that wait may together have at most `_WAITING_FACTOR` times
-    `limit_bytes`.
+    Responses that do not fit wait in a queue, each for at most `wait_seconds`. The bodies of all responses that wait
+    may together have at most `_WAITING_FACTOR` times `limit_bytes`.
 
-    The transport does not report that the last bytes of a response were sent, so the budget has to look at the shares.
-    It does so only if a reservation does not fit, and only until it has found enough bytes that were sent. In the worst
-    case no client receives, and the budget looks at all shares with reserved bytes. Each of these has reserved more
-    than 64 KiB, so with `limit_bytes` of 32 MiB there are fewer than 512."""
+    The transport does not report when the last bytes of a response are sent. So when a reservation does not fit, the
+    budget looks for shares whose bytes were sent, until it has found enough bytes. Each share with reserved bytes has
+    more than 64 KiB, so with `limit_bytes` of 32 MiB the budget looks at fewer than 512 shares."""
 
     def __init__(self, limit_bytes: int, wait_seconds: float, clock: Callable[[], float]) -> None:
         """`clock` is the event loop's clock, in seconds."""
@@ -129,12 +124,12 @@ class UnsentBudget:
     def _remove(self, share: UnsentShare) -> None:
         if share.reserved_bytes:
             self._reserved_bytes -= share.reserved_bytes
-            share.reserved_bytes, share.may_write_more = 0, False
+            share.reserved_bytes, share.is_writing = 0, False
             del self._shares[share]
 
     def _grant(self, share: UnsentShare, size: int) -> None:
         self._remove(share)
-        share.reserved_bytes, share.may_write_more = size, True
+        share.reserved_bytes, share.is_writing = size, True
         self._shares[share] = None
         self._reserved_bytes += size
 
@@ -215,20 +210,20 @@ class _PendingReservation:
 class UnsentShare:
     """The part of a worker's budget that one connection uses."""
 
-    __slots__ = ("_budget", "_connection", "_is_tls", "_transport", "may_write_more", "reserved_bytes")
+    __slots__ = ("_budget", "_connection", "_is_tls", "_transport", "is_writing", "reserved_bytes")
 
     def __init__(
         self, budget: UnsentBudget, connection: EvictableConnection, transport: asyncio.Transport, *, is_tls: bool
     ) -> None:
-        """`connection` is closed if its client receives nothing and the budget is used up. `transport` is the
-        connection's transport."""
+        """`transport` is the transport of `connection`. The budget closes `connection` if the budget is used up and the
+        connection's client has received nothing for a while."""
         self._budget = budget
         self._connection: EvictableConnection | None = connection
         self._transport = transport
         self._is_tls = is_tls
-        self.may_write_more = False
-        """Whether more bytes of the response may be written to the transport. The budget sets it to True when it
-        reserves bytes."""
+        self.is_writing = False
+        """Whether the response is still being written to the transport: True after a reservation, until `finish`,
+        `release` or `close` is called."""
         self.reserved_bytes = 0
         """How many bytes of the budget the connection uses. Only the budget changes this number."""
 
@@ -243,9 +238,9 @@ class UnsentShare:
         return await self._budget.reserve(self, size, body_bytes)
 
     def finish(self) -> None:
-        """Called when nothing more of the response will be written to the transport. From now on the reserved bytes
-        count only until they are sent. May be called repeatedly."""
-        self.may_write_more = False
+        """Called after the last byte of the response is written to the transport. From now on the reserved bytes count
+        only until they are sent. May be called repeatedly."""
+        self.is_writing = False
         # Over TLS, bytes that have left the write buffer may be in the transport's second buffer. So the budget finds
         # out later whether they were sent (`has_unsent_bytes`).
         if not self._is_tls:
@@ -270,7 +265,7 @@ class UnsentShare:
         """Returns whether the response is still being written, or the transport may still hold some of its bytes in
         memory. Over TLS, the transport has a second buffer besides the write buffer. The size of the second buffer is
         unknown, so over TLS the method returns True until the client's kernel has acknowledged all bytes."""
-        if self.may_write_more or self._transport.get_write_buffer_size():
+        if self.is_writing or self._transport.get_write_buffer_size():
             return True
         return self._is_tls and bool(self._unacknowledged_bytes())
 

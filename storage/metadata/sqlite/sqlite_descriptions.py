@@ -31,7 +31,7 @@ class SqliteDescriptions:
     def __init__(
         self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase, clock: Callable[[], float]
     ) -> None:
-        """Reads with `db` and changes through `writer`. `clock` returns the time in seconds since 1970."""
+        """`db` runs the reads, and `writer` the writes. `clock` returns the time in seconds since 1970."""
         self._db = db
         self._writer = writer
         self._clock = clock

@@ -187,7 +187,7 @@ async def test_a_wrong_or_unreadable_client_secret(
     with pytest.raises(CodeRefused, match="invalid_client"):
         await provider.redeem("x", "y", REDIRECT_URI)
     monkeypatch.delenv("SSO_SECRET")
-    with pytest.raises(ProviderUnavailable, match="not in SSO_SECRET"):
+    with pytest.raises(ProviderUnavailable, match="missing or empty in SSO_SECRET"):
         await provider.redeem("x", "y", REDIRECT_URI)
     await provider.aclose()
 
@@ -235,8 +235,8 @@ async def test_settings_are_checked_before_the_start(tmp_path: Path, monkeypatch
     for wrong, message in (
         (OIDCSettings(issuer="https://sso.example.com"), "oidc.client_id is not set"),
         (OIDCSettings(client_id=CLIENT), "oidc.issuer is not set"),
-        (complete.model_copy(update={"client_secret_file": tmp_path / "none"}), "cannot read the client's secret"),
-        (complete.model_copy(update={"client_secret_env": "NOT_SET"}), "is not in NOT_SET"),
+        (complete.model_copy(update={"client_secret_file": tmp_path / "none"}), "cannot read the client secret"),
+        (complete.model_copy(update={"client_secret_env": "NOT_SET"}), "is missing or empty in NOT_SET"),
     ):
         with pytest.raises(ProviderInvalid, match=message):
             check_provider(wrong)
