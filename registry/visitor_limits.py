@@ -1,9 +1,8 @@
 """`VisitorLimits`: limits how many operations a process runs at the same time, in total and for each visitor. An
-*operation* makes one page or one similar answer.
+*operation* makes one costly response, such as a page.
 
-A page, or an answer with the details of an image, needs more time than a pull of a manifest, because it reads more from
-the store. Without limits, one visitor with many browser tabs, or a program that follows all links, would slow the
-registry down.
+The limits keep a visitor that sends many requests, such as a program that follows all links, from slowing the registry
+down.
 """
 
 from __future__ import annotations
@@ -17,14 +16,17 @@ from typing import Final
 from storage.errors import TooManyRequests
 
 _RETRY_SECONDS: Final = 2
-"""The value of Retry-After in a refusal."""
+"""The value of the header Retry-After when an operation is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one process. A *pending* operation runs, or waits until it may run. `max_running`, `max_pending`:
-    largest numbers of running and of pending operations. `max_running_per_visitor`, `max_pending_per_visitor`: the
-    largest numbers of these operations for one visitor."""
+    """The limits of one process. A *pending* operation runs, or waits until it may run.
+
+    - `max_running`: largest number of running operations.
+    - `max_running_per_visitor`: largest number of running operations of one visitor.
+    - `max_pending`: largest number of pending operations.
+    - `max_pending_per_visitor`: largest number of pending operations of one visitor."""
 
     max_running: int
     max_running_per_visitor: int
@@ -33,8 +35,8 @@ class Limits:
 
 
 class _Visitor:
-    """The operations of one visitor. `pending`: number of pending operations. `slots`: each running operation holds one
-    of these slots."""
+    """Counts the operations of one visitor. `pending`: number of pending operations. `slots`: each running operation
+    holds one of these slots."""
 
     def __init__(self, max_running: int) -> None:
         self.pending = 0
@@ -42,10 +44,10 @@ class _Visitor:
 
 
 class VisitorLimits:
-    """Applies the limits in one process. A text identifies each visitor, such as the name of the account."""
+    """Applies the limits in one process. A visitor is identified by a text, such as the name of the account."""
 
     def __init__(self, limits: Limits, plural_noun: str) -> None:
-        """`plural_noun`: what the operations make, such as "pages", for the text of the error."""
+        """`plural_noun`: the word for what the operations make, such as "pages". The error text contains it."""
         self._limits = limits
         self._plural_noun = plural_noun
         self._slots = asyncio.Semaphore(limits.max_running)
@@ -59,9 +61,9 @@ class VisitorLimits:
 
     @asynccontextmanager
     async def slot(self, visitor: str) -> AsyncIterator[None]:
-        """Waits until the process may run an operation for the visitor. The operation runs, and holds a slot, inside
-        the `async with` block. Raises TooManyRequests if the visitor, or all visitors together, already have the
-        largest number of pending operations. A cancellation gives the slot back."""
+        """Waits until the visitor may run an operation, and holds a slot for it inside the `async with` block. Raises
+        TooManyRequests if the visitor, or all visitors together, already have the largest number of pending operations.
+        A cancellation gives the slot back."""
         entry = self._visitors.setdefault(visitor, _Visitor(self._limits.max_running_per_visitor))
         if entry.pending >= self._limits.max_pending_per_visitor or self._pending >= self._limits.max_pending:
             self._forget_if_idle(visitor, entry)
@@ -70,7 +72,7 @@ class VisitorLimits:
         entry.pending += 1
         self._pending += 1
         try:
-            # The visitor's slot comes first: an operation that waits for it must not hold a slot of the process.
+            # The visitor's slot comes first. An operation that waits for this slot must not hold a slot of the process.
             async with entry.slots, self._slots:
                 yield
         finally:

@@ -1,12 +1,12 @@
-"""The routes of `/api/v1/repositories/{name}` that show and change the content of a repository. The docstrings of the
-routes are the descriptions in the OpenAPI document.
+"""The routes below `/api/v1/repositories/{name}` that show and change the content of a repository. The docstrings of
+the routes are the descriptions in the OpenAPI document.
 
-The name of a repository in the path may contain slashes, and even a segment such as `/tag-list`. Among the routes of
-this module, the method and the last segment of the path determine the route. The routes show content that this registry
-stores. Except for the download of an image, they send no requests to the upstream of a mirrored repository.
+The name of a repository in the path may contain slashes, and even a segment such as `/tag-list`. The method and the
+last segment of the path therefore determine the route. The name may be a short form of the *stored name*, under which
+the content is stored: `ubuntu` can stand for `docker.io/library/ubuntu`.
 
-The name in the path may be short for the *stored name*, under which the content is stored: `ubuntu` can stand for
-`docker.io/library/ubuntu`.
+The routes show only content that this registry stores. Only the download of an image sends requests to the upstream of
+a mirrored repository.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ router = management_router()
 _plan_router = management_router(DeleteRoute)
 _removal_router = management_router(LargeDeleteRoute)
 _push_router = management_router(LargePushRoute)
-"""The routers of requests with a body. Before the body is received, `_plan_router` and `_removal_router` check the
-right to delete, and `_push_router` the right to push. `_removal_router` and `_push_router` accept large bodies."""
+"""Routers for requests with a body. They check a right before the body is received: `_plan_router` and
+`_removal_router` the right to delete, `_push_router` the right to push. `_removal_router` and `_push_router` accept
+large bodies."""
 
 
 async def path_reference(reference: Annotated[str, Path(examples=["v1"], max_length=200)]) -> Reference:
@@ -71,18 +72,19 @@ async def list_tags(
     ] = "",
     order: Annotated[
         TagOrder,
-        Query(
-            description="`version`: `1.9` comes before `1.10`. `size`: if more than 2000 tags match, by name instead"
-        ),
+        Query(description="`version`: `1.9` comes before `1.10`. `size`: if more than 2000 tags match, order by name"),
     ] = TagOrder.NAME,
     descending: Annotated[bool, Query(description="Reverses the order")] = False,
     referrer_tags: Annotated[
-        bool, Query(description="Also list tags such as `sha256-….sig`, which belong to the image that they name")
+        bool,
+        Query(
+            description="Also lists tags such as `sha256-….sig`, which belong to the image with the digest in the tag"
+        ),
     ] = False,
     after: Annotated[str | None, Query(description="The field `next` of the previous page", max_length=200)] = None,
     limit: Annotated[int, Query(description="Maximum number of tags", ge=1, le=MAX_PAGE_TAGS)] = 50,
 ) -> TagRowPage:
-    """Lists the tags of a repository, with what they point at. Needs `pull` on the repository."""
+    """Lists the tags of a repository, and the manifests at which they point. Needs `pull` on the repository."""
     stored_name = await require_readable(caller, name)
     query = TagQuery(text, order, descending, referrer_tags)
     return await caller.repository_browser.tag_page(caller.context_for(stored_name), stored_name, query, after, limit)
@@ -94,7 +96,7 @@ async def read_manifest(
     name: PathRepository,
     reference: PathReference,
     platform: Annotated[
-        str | None, Query(description="Of an index: the platform or the digest of the image to show", max_length=200)
+        str | None, Query(description="For an index: the platform or the digest of the image to show", max_length=200)
     ] = None,
 ) -> ManifestView:
     """Shows a manifest in detail: the platforms of an index, and the layers and the config of an image. Needs `pull` on
@@ -114,7 +116,8 @@ async def read_raw_manifest(caller: AnyCaller, name: PathRepository, reference: 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/config", tags=["repositories"], response_class=Response)
 async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: PathReference) -> Response:
-    """Returns the config of an image of one platform as it was pushed. Needs `pull` on the repository."""
+    """Returns the bytes of an image's config as they were pushed. The image must be for one platform. Needs `pull` on
+    the repository."""
     stored_name = await require_readable(caller, name)
     data = await caller.repository_browser.raw_config(caller.context_for(stored_name), stored_name, reference)
     return InMemoryResponse(data, caller.repository_browser.answer_memory_limit, caller.visitor_key)
@@ -122,9 +125,9 @@ async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: Pa
 
 @router.get("/repositories/{name:path}/manifests/{reference}/referrers", tags=["repositories"])
 async def list_referrers(caller: AnyCaller, name: PathRepository, reference: PathReference) -> ReferrersView:
-    """Lists what refers to a manifest, in groups by artifact type: signatures, SBOMs, attestations and other artifacts.
-    Includes artifacts under cosign's old tags, and attestations that BuildKit lists in an index. Needs `pull` on the
-    repository."""
+    """Lists the signatures, SBOMs, attestations and other artifacts that refer to a manifest, in groups by artifact
+    type. Also lists artifacts under cosign's old tags, and attestations that BuildKit puts into an index. Needs `pull`
+    on the repository."""
     stored_name = await require_readable(caller, name)
     return await caller.repository_browser.referrers(caller.context_for(stored_name), stored_name, reference)
 
@@ -144,7 +147,7 @@ async def compare_manifests(
     other: Annotated[str, Query(description="A tag or digest", max_length=200, examples=["v2"])],
     platform: Annotated[
         str | None,
-        Query(description="Of indexes: the platform to compare; by default one that both have", max_length=200),
+        Query(description="For indexes: the platform to compare. Default: a platform of both indexes", max_length=200),
     ] = None,
 ) -> ComparisonView:
     """Compares two images of a repository: which layers they share, and how their configs differ. Needs `pull` on the
@@ -168,32 +171,30 @@ class ExpectedTagsToRemove(TagsToRemove):
     digests: Annotated[dict[str, str], max_entries(MAX_REMOVED_TAGS)] = Field(
         default_factory=dict,
         max_length=MAX_REMOVED_TAGS,
-        description="For some or all of the tags, the digest that the plan has shown. A tag that points at another "
-        "digest by now is left alone",
+        description="For some or all of the tags: the digest that the plan has shown. A tag that now points at another "
+        "digest is not removed",
         examples=[{"v1": "sha256:" + 64 * "0"}],
     )
 
 
 class TagToRestore(BodyModel):
-    """A tag, and the digest at which it is to point again."""
+    """A removed tag, and the digest at which it pointed."""
 
     tag: str = Field(examples=["v1"])
     digest: str
 
 
 class TagsToRestore(BodyModel):
-    """What a removal has returned as `removed`."""
+    """The field `removed` of the response to a removal."""
 
-    # A removal deletes up to MAX_REMOVED_TAGS requested tags. It also deletes referrer tags (such as `sha256-….sig`) in
-    # three rounds of up to MAX_REMOVED_TAGS. The first round deletes the referrer tags of the removed images. Each
-    # further round deletes those of the referrers that the previous round has removed.
+    # A removal deletes up to MAX_REMOVED_TAGS requested tags. It then deletes referrer tags (such as `sha256-….sig`) in
+    # three rounds of up to MAX_REMOVED_TAGS.
     tags: FailFastList[TagToRestore] = Field(min_length=1, max_length=4 * MAX_REMOVED_TAGS)
 
 
 @_plan_router.post("/repositories/{name:path}/tag-removal-plan", tags=["repositories"])
 async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsToRemove) -> RemovalPlanView:
-    """Says what a removal of these tags would remove, and changes nothing. Needs `delete` and `pull` on the
-    repository."""
+    """Shows what a removal of these tags would remove. Changes nothing. Needs `delete` and `pull` on the repository."""
     stored_name = await require_deletable(caller, name)
     return await caller.repository_browser.plan_removal(
         caller.context_for(stored_name), stored_name, [Tag(tag) for tag in body.tags]
@@ -202,8 +203,9 @@ async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsTo
 
 @_removal_router.post("/repositories/{name:path}/tag-removal", tags=["repositories"])
 async def remove_tags(caller: AnyCaller, name: PathRepository, body: ExpectedTagsToRemove) -> RemovedTags:
-    """Removes these tags, and the images that nothing uses after that. A request to `tag-restoration` can put them back
-    until garbage collection removes the images. Immutable tags stay. Needs `delete` and `pull` on the repository."""
+    """Removes these tags, and the images that are then unused. Immutable tags stay. Until garbage collection deletes
+    the images, a request to `tag-restoration` can restore tags and images. Needs `delete` and `pull` on the
+    repository."""
     stored_name = await require_deletable(caller, name)
     tags = [Tag(tag) for tag in body.tags]
     expected = {Tag(tag): Digest(digest) for tag, digest in body.digests.items()}
@@ -214,8 +216,8 @@ async def remove_tags(caller: AnyCaller, name: PathRepository, body: ExpectedTag
 
 @_push_router.post("/repositories/{name:path}/tag-restoration", tags=["repositories"])
 async def restore_tags(caller: AnyCaller, name: PathRepository, body: TagsToRestore) -> RestoredTags:
-    """Undoes a removal of tags: points each tag at its digest again, and puts back what was removed. A tag that exists
-    again is left alone. Needs `push` and `pull` on the repository."""
+    """Undoes a removal of tags: restores the removed images, and points each tag at its digest. Does not change a tag
+    that exists again. Needs `push` and `pull` on the repository."""
     stored_name = await require_pushable(caller, name)
     tags = [(Tag(entry.tag), Digest(entry.digest)) for entry in body.tags]
     return await caller.repository_browser.restore_tags(stored_name, tags, caller.actor)
@@ -228,12 +230,12 @@ async def download_image(
     name: PathRepository,
     reference: PathReference,
     platform: Annotated[
-        str | None, Query(description="Of an index: the platform or the digest of the image", max_length=200)
+        str | None, Query(description="For an index: the platform or the digest of the image", max_length=200)
     ] = None,
 ) -> Response:
-    """Downloads an image of one platform as a tar archive. The archive is for `docker load`, and is also an OCI image
-    layout. A client can fetch the rest of an interrupted download with Range and If-Range. Needs `pull` on the
-    repository; the setting `downloads.allow` says who may download."""
+    """Downloads an image of one platform as a tar archive for `docker load`, which is also an OCI image layout. A
+    client can fetch the rest of an interrupted download with Range and If-Range. Needs `pull` on the repository. The
+    setting `downloads.allow` says who may download."""
     stored_name = await require_readable(caller, name)
     check_may_download(caller)
     context = caller.context_for(stored_name)
@@ -251,14 +253,14 @@ class NewDescription(BodyModel):
         default=None,
         ge=0,
         le=MAX_NUMBER,
-        description="The revision on which your text is based. The response is 412 if the revision is another by now. "
-        "Null: the revision is not checked",
+        description="The revision of the description that you have edited. If the revision is now another one, the "
+        "response is 412. Null: the revision is not checked",
     )
 
 
 @router.get("/repositories/{name:path}/description", tags=["repositories"])
 async def read_description(caller: AnyCaller, name: PathRepository) -> DescriptionView:
-    """Shows what people have written about a repository. Needs `pull` on the repository."""
+    """Shows the description of a repository. Needs `pull` on the repository."""
     stored_name = await require_readable(caller, name)
     return await caller.repository_browser.rendered_description(caller.context_for(stored_name), stored_name)
 

@@ -1,16 +1,12 @@
-"""`render_markdown`: renders a description of a repository, which people write in Markdown, as HTML that is safe on a
-page of this registry.
+"""`render_markdown`: renders the Markdown description of a repository as safe HTML for a page of this registry.
 
-Two libraries make the HTML safe, one after the other. markdown-it-py escapes HTML in the text, and nh3 removes all but
-a few elements and attributes from the result. Images become links, because a page may not load anything from other
-hosts.
+Two libraries make the HTML safe. First, markdown-it-py escapes HTML in the text. Then nh3 removes all but a few
+elements and attributes from the result. Images become links, because a page may not load anything from other hosts.
 
-Some short texts become very long HTML: a short row of a table is filled with empty cells, and each use of a link
-definition repeats the whole address. Other short texts take long to parse, because the parser checks all lines again
-for each level of nested quotes. This module therefore limits the work and the size. If a text exceeds a limit, only its
-beginning is formatted, up to the last block that is within the limits. The rest is shown as plain text.
+Some short texts become very long HTML or take long to parse, so this module limits the work and the size. If a text
+exceeds a limit, only the blocks before that point are formatted. The rest is shown as plain text.
 
-Import this module only when a description is rendered. Most servers never need the two libraries.
+Import this module only when a description is rendered, because it loads both libraries.
 """
 
 from __future__ import annotations
@@ -33,72 +29,71 @@ from markdown_it.token import Token
 from markdown_it.utils import EnvType
 
 _MAX_FORMATTED_CHARACTERS: Final = 64 * 1024
-"""How many characters of a description are formatted. The rest is shown as plain text, because parsing takes up to 5 µs
-for each character."""
+"""At most this number of characters of a description are formatted. Parsing takes up to 5 µs for each character."""
 _MAX_BLOCK_ELEMENTS: Final = 15_000
 _MAX_INLINE_ELEMENTS: Final = 15_000
-"""How many elements of a description are formatted. An *element* is a token of the parser. Block elements are, for
-example, the start and the end of a table cell, and inline elements are the pieces of text in the cell. An element takes
-10 to 20 µs. A table of 600 rows and 6 columns has 12,000 block elements, and a list of 800 links has 7,000 inline
-elements."""
+"""Largest numbers of elements that are formatted. An *element* is a token of the parser. Block elements are, for
+example, the start and the end of a table cell. Inline elements are, for example, the parts of the cell's text. An
+element takes 10 to 20 µs. A table of 600 rows and 6 columns has 12,000 block elements, and a list of 800 links has
+7,000 inline elements."""
 _ELEMENTS_PER_BRACKET: Final = 4
 """Each `[` counts as this number of inline elements, because the parser searches for the end of a link at each `[`."""
 _MAX_RULE_CALLS: Final = 150_000
-"""How many calls of rules the parser may make. A *rule* checks whether one kind of block, such as a list, begins at a
-line. A call takes about 1 µs. The parser makes about 14 calls for each line of a paragraph. If a line continues nested
-quotes without a `>`, the parser makes 6 more calls for each level of nesting."""
+"""Largest number of calls of rules. A *rule* is a function of the parser that checks whether one kind of block, such as
+a list, begins at a line. A call takes about 1 µs. The parser makes about 14 calls for each line of a paragraph, and
+more in nested quotes."""
 _MAX_LINK_STEPS: Final = 100_000
-"""How many steps the parser may take, in all blocks together, to find the ends of links. A step takes 1 to 3 µs. A list
-of 800 links takes 1,600 steps. Unclosed brackets take many steps, because the search starts again at each bracket."""
+"""Largest number of steps to find the ends of links, in all blocks together. A step takes 1 to 3 µs. A list of 800
+links takes 1,600 steps. Unclosed brackets take many steps, because the search starts again at each bracket."""
 _MAX_ATTRIBUTE_CHARACTERS: Final = 128 * 1024
-"""How many characters the addresses and titles of all links in the HTML may have together. Each use of a link
+"""Largest number of characters in the addresses and titles of all links together. In the HTML, each use of a link
 definition repeats its address and title."""
 _MAX_NESTING: Final = 20
-"""A top-level block with this many levels of nested quotes, or more, is shown as plain text, and so is everything after
-it. A nested list counts as two levels. `_BoundedBlockParser` checks this limit, because the parser's own check
-(`maxNesting`) would drop the text at the deeper levels."""
+"""A top-level block with this many levels of nested quotes is shown as plain text, with all blocks after it. A nested
+list counts as two levels. `_BoundedBlockParser` checks this limit, because the parser's own check (`maxNesting`) would
+drop the text at the deeper levels."""
 # The HTML elements, their attributes and the URL schemes that may remain in the rendered HTML.
-_TAGS: Final = frozenset(
+_ALLOWED_ELEMENTS: Final = frozenset(
     {
         *("a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p"),
         *("pre", "s", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"),
     }
 )
-_ATTRIBUTES: Final = {"a": {"href", "title"}, "ol": {"start"}}
-_SCHEMES: Final = frozenset({"http", "https", "mailto"})
+_ALLOWED_ATTRIBUTES: Final = {"a": {"href", "title"}, "ol": {"start"}}
+_ALLOWED_SCHEMES: Final = frozenset({"http", "https", "mailto"})
 _LINK_REL: Final = "nofollow noreferrer"
 _LINE_END: Final = re.compile(r"\r\n?|\n")
-"""Matches the end of a line, as the parser sees it."""
+"""Matches what the parser takes for the end of a line."""
 _CUT_KEY: Final = "is_cut"
-"""A key in the parser's environment (`env`). Its value is True if `_parse_texts` has removed the last blocks."""
+"""A key in the parser's environment (`env`). The value under it is True if `_parse_texts` has removed blocks."""
 _MAX_HEADING_LEVEL: Final = 6
-"""The level of the least important heading in HTML, `h6`."""
+"""The deepest level of a heading in HTML (`h6`)."""
 
 
 class RenderedText(NamedTuple):
-    """A rendered description. `is_fully_formatted`: False if the description is too long or takes too much work, so
-    that its end, or all of it, is shown as plain text."""
+    """A rendered description. `is_fully_formatted`: False if the description exceeds a limit, and its end or all of it
+    is shown as plain text."""
 
     html: str
     is_fully_formatted: bool
 
 
 def render_markdown(text: str, top_heading: int = 1) -> RenderedText:
-    """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. `top_heading`: the level in the
-    HTML, from 1 (`h1`) to 6 (`h6`), of the headings that have level 1 in the Markdown."""
+    """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. `top_heading`: the HTML level for the
+    Markdown's headings of level 1, from 1 (`h1`) to 6 (`h6`)."""
     formatted, end = _format(text[: _formatted_length(text)], top_heading)
-    return RenderedText(_clean(formatted + _plain(text[end:])), end == len(text))
+    return RenderedText(_clean(formatted + _to_plain_html(text[end:])), end == len(text))
 
 
 def _formatted_length(text: str) -> int:
-    """Returns how many characters of a text are parsed. A text that is too long is cut at the end of a line, or inside
-    the first line if that line alone is too long."""
+    """Returns how many characters of a text are parsed. A text that is too long is cut after the last line that fits.
+    If no line fits, it is cut inside its first line."""
     if len(text) <= _MAX_FORMATTED_CHARACTERS:
         return len(text)
     return text.rfind("\n", 0, _MAX_FORMATTED_CHARACTERS) + 1 or _MAX_FORMATTED_CHARACTERS
 
 
-def _plain(text: str) -> str:
+def _to_plain_html(text: str) -> str:
     """Returns a text as HTML without any formatting."""
     return f"<pre>{html.escape(text)}</pre>\n" if text else ""
 
@@ -107,21 +102,20 @@ def _clean(unsafe_html: str) -> str:
     """Returns HTML without the elements, attributes and URL schemes that are not allowed."""
     return nh3.clean(
         unsafe_html,
-        tags=set(_TAGS),
-        attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()},
-        url_schemes=set(_SCHEMES),
+        tags=set(_ALLOWED_ELEMENTS),
+        attributes={tag: set(names) for tag, names in _ALLOWED_ATTRIBUTES.items()},
+        url_schemes=set(_ALLOWED_SCHEMES),
         link_rel=_LINK_REL,
         url_relative="deny",  # a relative link would lead to a page of this registry
     )
 
 
 class _TooComplex(Exception):
-    """The budget of work for one text is used up, or its blocks are nested too deeply, so the rest of the text is not
-    formatted."""
+    """A budget of work is used up, or blocks are nested too deeply. The rest of the text is not formatted."""
 
 
 class _Budget:
-    """An amount of work that may be done for one text. `spend` raises _TooComplex when the amount is used up."""
+    """The amount of work that may be done for one text. `spend` raises _TooComplex if less than its amount is left."""
 
     def __init__(self, amount: int) -> None:
         self._remaining = amount
@@ -133,7 +127,7 @@ class _Budget:
 
 
 class _CountedTokens(list[Token]):
-    """A list for the tokens of a parser. Each token counts as one of the `elements` that may be formatted."""
+    """A list for the tokens of a parser. Each appended token is taken from the budget `elements`."""
 
     def __init__(self, elements: _Budget) -> None:
         super().__init__()
@@ -145,7 +139,7 @@ class _CountedTokens(list[Token]):
 
 
 class _CountedRules(Ruler[RuleFuncBlockType]):
-    """The rules of a block parser. Counts each call of a rule, even if the call only checks whether a block ends."""
+    """The rules of a block parser. Each call of a rule is taken from a budget of `_MAX_RULE_CALLS`."""
 
     def __init__(self, original: Ruler[RuleFuncBlockType]) -> None:
         super().__init__()
@@ -167,15 +161,15 @@ class _CountedRules(Ruler[RuleFuncBlockType]):
 
 
 class _BoundedBlockParser(ParserBlock):
-    """Parses paragraphs, lists, tables and other blocks. If a text takes too much work, returns only the tokens of the
-    blocks at its beginning."""
+    """Parses paragraphs, lists, tables and other blocks. If a text exceeds a limit, returns only the tokens of the
+    top-level blocks before that point."""
 
     def __init__(self, original: ParserBlock) -> None:
         """`original`: the parser whose rules apply."""
         self.ruler = _CountedRules(original.ruler)
         self._elements = _Budget(_MAX_BLOCK_ELEMENTS)
         self.is_complete = True
-        """False if the tokens are only those of the beginning of the text."""
+        """False if `parse` has returned the tokens of only a part of the text."""
 
     def tokenize(self, state: StateBlock, startLine: int, endLine: int) -> None:
         if state.level >= _MAX_NESTING:
@@ -195,7 +189,7 @@ class _BoundedBlockParser(ParserBlock):
 
 
 class _BoundedInlineParser(ParserInline):
-    """Parses the text of a block, and the texts of images in it. Raises _TooComplex."""
+    """Parses the text of a block, and the alternative texts of its images. Raises _TooComplex."""
 
     def __init__(self, original: ParserInline) -> None:
         """`original`: the parser whose rules apply."""
@@ -217,8 +211,8 @@ class _BoundedInlineParser(ParserInline):
 
 
 def _format(markdown: str, top_heading: int) -> tuple[str, int]:
-    """Returns Markdown as HTML, and the number of characters of the Markdown that the HTML shows. If the Markdown
-    exceeds a limit, the HTML shows only the top-level blocks at its beginning that are within the limits."""
+    """Returns Markdown as HTML, and the number of its characters that the HTML shows. If the Markdown exceeds a limit,
+    the HTML shows only the top-level blocks before that point."""
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": _MAX_NESTING}).enable(["table", "strikethrough"])
     block_parser = parser.block = _BoundedBlockParser(parser.block)
     parser.inline = _BoundedInlineParser(parser.inline)
@@ -237,8 +231,8 @@ def _format(markdown: str, top_heading: int) -> tuple[str, int]:
 
 
 def _parse_texts(state: StateCore) -> None:
-    """Parses the text of each block, in place of the parser's own rule `inline`. If a text takes too much work, removes
-    the top-level block that contains the text, and all blocks after it."""
+    """Parses the text of each block. Replaces the parser's own rule `inline`. If a text exceeds a limit, removes the
+    top-level block that contains the text, and all blocks after that block."""
     attribute_characters = _Budget(_MAX_ATTRIBUTE_CHARACTERS)
     for index, token in enumerate(state.tokens):
         if token.type == "inline":
@@ -253,12 +247,12 @@ def _parse_texts(state: StateCore) -> None:
 
 
 def _ends_top_level_block(token: Token) -> bool:
-    """Tells whether a top-level block ends with this token."""
+    """Returns whether a top-level block ends with this token."""
     return token.level == 0 and token.nesting <= 0
 
 
 def _remove_block_and_rest(tokens: list[Token], index: int) -> None:
-    """Removes the top-level block that contains the token at `index`, and all blocks after it."""
+    """Removes the top-level block that contains the token at `index`, and all blocks after that block."""
     while tokens[index].level > 0 or tokens[index].nesting < 0:
         index -= 1
     del tokens[index:]
@@ -276,8 +270,8 @@ def _characters_in_lines(text: str, line_count: int) -> int:
 
 
 def _with_links_for_images(tokens: Sequence[Token]) -> list[Token]:
-    """Returns the tokens with a link to the image in place of each image. The text of the link is the image's
-    alternative text. For an image inside a link, such as a badge, only this text remains in the outer link."""
+    """Returns the tokens with each image replaced by a link to it, whose text is the image's alternative text. An image
+    inside a link, such as a badge, is replaced by its alternative text alone."""
     result: list[Token] = []
     open_links = 0
     for token in tokens:

@@ -1,15 +1,15 @@
 """A pull-through cache of one upstream registry, with the interface of a registry (`Mirror`).
 
-A *fill* is the download of one blob. All clients that request the blob share the fill. *Prefetching* starts fills for
-blobs that a client will probably request next. A *notice* is a text for the client in the response, for example that
-cached content may be out of date. A *frozen* tag always names the same digest. A tag *moves* when the upstream makes it
-name another digest. A *cooldown* delays such moves: for some time after a move, the mirror serves the tag at its older
-digest.
-
-The upstream is *near its rate limit* if it accepts only few more requests. *Bad senders* are base URLs of the
-upstream that sent bytes with a wrong digest. The repositories of an upstream share cached blobs; the *entitlement* of a
-repository is its right to serve a blob that was cached for another repository. A "not found" response is *unconfirmed*
-if a proxy or firewall in front of the upstream possibly sent it.
+- A *fill* is the download of one blob. All clients that request the blob share the fill.
+- *Prefetching* starts fills for blobs that a client will probably request next.
+- A *notice* is a text for the client in the response, for example that cached content may be out of date.
+- A *frozen* tag always points at the same digest.
+- A tag *moves* when the upstream points it at another digest. During the *cooldown*, a time after the move, the mirror
+  serves the tag at its older digest.
+- The upstream is *near its rate limit* if it accepts only few more requests.
+- *Bad senders* are base URLs of the upstream that sent bytes with a wrong digest.
+- The *entitlement* of a repository is its right to serve a blob that was cached for another repository of the upstream.
+- A "not found" response is *unconfirmed* if possibly a proxy or firewall sent it instead of the upstream.
 """
 
 from __future__ import annotations
@@ -71,23 +71,22 @@ T = TypeVar("T")
 log = logging.getLogger("registry.mirror")
 
 MAX_UNANSWERED_REPOSITORIES: Final = 3
-"""If the upstream gives no answer about this number of repositories in a row, `recheck_young_tags` ends early. So many
-failures probably mean that the upstream is down or wants fewer requests."""
+"""`recheck_young_tags` ends early if the upstream gives no answer about this number of repositories in a row: the
+upstream is probably down or wants fewer requests."""
 MAX_REFUSED_REPOSITORIES: Final = 50
-"""If the upstream refuses this number of repositories in a row, `recheck_young_tags` ends early. So many refusals
-probably mean that the configured login is wrong, and an upstream may lock an account after many failed logins. The
-number is large, because the upstream also refuses requests for repositories that were deleted there."""
+"""`recheck_young_tags` ends early if the upstream refuses requests for this number of repositories in a row: the
+configured login is probably wrong, and an upstream may lock an account after many failed logins. The number is large,
+because the upstream also refuses requests for repositories that it has deleted."""
 _UNUSABLE_ANSWERS: Final = (UnconfirmedManifestUnknown, Denied, UpstreamContentInvalid)
-"""Errors that say that the upstream has answered, but has refused the request or sent a manifest that is not valid.
-They concern one repository or tag only, and count for `MAX_REFUSED_REPOSITORIES`."""
+"""Errors that mean: the upstream has answered, but has refused the request or sent an invalid manifest. Each counts as
+a refusal for `MAX_REFUSED_REPOSITORIES`."""
 _STORAGE_ERRORS: Final = (StorageFull, StorageFailed, QuotaExceeded)
 """Errors of this registry's store."""
 
 
 class Mirror(RefusingRegistry):
-    """The repositories of one upstream. In this registry, their names begin with the name of the upstream
-    (`docker.io/library/ubuntu`). Pulled content is stored (cached) in the registry `local`. Pushes are refused. A
-    delete removes only the cached copy."""
+    """The repositories of one upstream. Their names begin with the name of the upstream (`docker.io/library/ubuntu`).
+    The mirror caches pulled content in the registry `local`, refuses pushes, and deletes only cached copies."""
 
     def __init__(
         self,
@@ -109,13 +108,13 @@ class Mirror(RefusingRegistry):
         random_number: Callable[[], float] = random.random,
     ) -> None:
         """`partials`: the store of unfinished downloads. `records`: the stored answers of the upstream, such as which
-        manifests it has. `tags`: what the upstream's tags pointed at, and which are frozen. `leases`: locks across
-        processes. `observer`: receives reports about the fills. `clock`: returns seconds since 1970. `monotonic`:
-        returns seconds of a monotonic clock. `stale_wait`: seconds after which a client gets a cached manifest, if
-        there is one, although the upstream has not answered. `start_timeout`: seconds that a client waits for the first
-        byte of a blob. `stall_timeout`: seconds without new bytes after which the download of a blob fails.
-        `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored; None: a
-        budget for this mirror alone. `random_number`: returns a random number from 0 to 1."""
+        manifests it has. `tags`: the digests at which the upstream's tags have pointed, and the frozen tags. `leases`:
+        locks across processes. `observer`: receives reports about the fills. `clock`: returns seconds since 1970.
+        `monotonic`: returns seconds of a monotonic clock. `stale_wait`: seconds that a client waits for the upstream
+        before it gets a cached manifest. `start_timeout`: seconds that a client waits for the first byte of a blob.
+        `stall_timeout`: seconds without new bytes after which the download of a blob fails. `pass_through_memory`: the
+        worker's memory budget for blobs that are sent to clients without being stored; None: this mirror gets a budget
+        of its own. `random_number`: returns a random number from 0 to 1."""
         self._local = local
         self._upstream = upstream
         self._records = records
@@ -147,7 +146,7 @@ class Mirror(RefusingRegistry):
             *(self.upstream_name, stale_wait),
         )
         self._fills = Fills(context)
-        # A lambda, because `_blobs` needs the queue and so is created after it.
+        # A lambda, because `_blobs` does not exist yet: it needs the queue.
         queue = PrefetchQueue(
             lambda repo, blob: self._blobs.should_prefetch(repo, blob),
             slots.wait_for_prefetch_slot,
@@ -155,9 +154,9 @@ class Mirror(RefusingRegistry):
         )
         self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_near_rate_limit(), monotonic)
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, settings.name, start_timeout)
-        self._last_rechecked: UpstreamTagMove | None = None
-        """The tag at which the last call of `recheck_young_tags` ended early. None if the last call asked about all
-        tags, or if there was no call yet."""
+        self._recheck_after: UpstreamTagMove | None = None
+        """The tag at which the last call of `recheck_young_tags` ended early. The next call continues after this tag.
+        None: the last call did not end early, or there was no call yet."""
 
     def upstream_name(self, repo: RepositoryName) -> RepositoryName:
         """Returns the name that a repository has at the upstream: `library/ubuntu` for `docker.io/library/ubuntu`.
@@ -169,33 +168,32 @@ class Mirror(RefusingRegistry):
 
     async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
         """Asks the upstream whether the cached copy of a tag is current, and fetches the manifest if the tag has moved.
-        If the tag is fresh (its time to live has not passed), asks only with `force`. Returns None if the cached copy
-        is current afterwards, otherwise a notice that says why it may be out of date. Raises ManifestUnknown, and, if
-        nothing is cached, the errors of the upstream client."""
+        Without `force`, does not ask about a *fresh* tag, whose time to live has not passed. Returns None if the cached
+        copy is now current, otherwise a notice that says why the copy may be out of date. Raises ManifestUnknown. If
+        there is no cached copy, also raises the errors of the upstream client."""
         return await self._manifests.revalidate(repo, tag, force=force)
 
     async def recheck_young_tags(self) -> None:
-        """Asks the upstream about each *young* tag, which has moved within its cooldown, even if the tag is fresh. If
-        the mirror asked only when a client pulls the tag, it could miss that the upstream has moved the tag away from a
-        bad digest, and would serve the bad digest after the cooldown.
+        """Asks the upstream about each *young* tag (which moved less than its cooldown ago), even if the tag is fresh.
+        The mirror thus learns when the upstream moves a young tag away from a bad digest.
 
-        - While the upstream is near its rate limit, does not fetch moved manifests.
-        - If a tag fails, continues with the next one. But if the upstream denies access to a tag, skips the other tags
-          of the repository, because each request can be a failed login.
-        - Ends early, and raises the last error, if `MAX_UNANSWERED_REPOSITORIES` in a row get no answer, or
-          `MAX_REFUSED_REPOSITORIES` in a row are refused.
+        - Near the upstream's rate limit, does not fetch the manifests of moved tags.
+        - After an error about one tag, continues with the next tag.
+        - If the upstream denies access to a tag, skips the other tags of its repository, because each request can count
+          as a failed login.
+        - Ends early, and raises the last error, if the upstream gives no answer about `MAX_UNANSWERED_REPOSITORIES` in
+          a row, or refuses requests for `MAX_REFUSED_REPOSITORIES` in a row.
 
-        If the last call ended early, continues after the tag at which it ended, so that failing repositories do not
-        keep the mirror from asking about the others. Otherwise, starts with a random tag. Without the random start,
-        the new processes of a server that is often reloaded would all begin with the same failing repositories."""
+        If the last call ended early, continues after the tag at which it ended. Otherwise starts at a random tag, so
+        that repositories with errors do not keep restarted processes from asking about the other repositories."""
         unanswered: set[RepositoryName] = set()
         refused: set[RepositoryName] = set()
         skipped: set[RepositoryName] = set()
         logged: set[RepositoryName] = set()
-        start = self._last_rechecked or await self.served_tags.pick_random_move()
+        start = self._recheck_after or await self.served_tags.pick_random_move()
         async with aclosing(self.served_tags.moves_of_young_tags(start)) as moves:
             async for move in moves:
-                self._last_rechecked = move
+                self._recheck_after = move
                 if move.repository in skipped:
                     continue
                 error = await self._recheck(move.repository, move.tag)
@@ -205,8 +203,8 @@ class Mirror(RefusingRegistry):
                     continue
                 if move.repository not in logged:
                     logged.add(move.repository)
-                    is_local = isinstance(error, _STORAGE_ERRORS)
-                    attempt = f"store the answer of {self._name}" if is_local else f"ask {self._name}"
+                    is_storage_error = isinstance(error, _STORAGE_ERRORS)
+                    attempt = f"store the answer of {self._name}" if is_storage_error else f"ask {self._name}"
                     log.info("cannot %s about %s:%s: %s", attempt, move.repository, move.tag, error.message)
                 if isinstance(error, Denied) and not isinstance(error, QuotaExceeded):
                     skipped.add(move.repository)
@@ -217,16 +215,16 @@ class Mirror(RefusingRegistry):
                     unanswered.add(move.repository)
                 if len(unanswered) >= MAX_UNANSWERED_REPOSITORIES or len(refused) >= MAX_REFUSED_REPOSITORIES:
                     raise error
-        self._last_rechecked = None
+        self._recheck_after = None
 
     async def _recheck(self, repo: RepositoryName, tag: Tag) -> RegistryError | None:
-        """Asks the upstream about a tag. Returns the error if the upstream gives no usable answer or the store fails,
-        otherwise None."""
+        """Asks the upstream about a tag, and stores the answer. Returns the error; None if there is none, or if the
+        upstream has deleted the tag."""
         try:
             await self._manifests.recheck(repo, tag)
         except RegistryError as error:
             is_deleted = isinstance(error, ManifestUnknown) and not isinstance(error, UnconfirmedManifestUnknown)
-            return None if is_deleted else error  # "the upstream has deleted the tag" is a usable answer
+            return None if is_deleted else error
         return None
 
     @property
@@ -241,13 +239,12 @@ class Mirror(RefusingRegistry):
 
     @property
     def is_busy(self) -> bool:
-        """Whether this process has running fills, running requests for manifests, or blobs that are queued for
-        prefetching."""
+        """Whether this process runs fills or requests for manifests, or has blobs queued for prefetching."""
         return bool(self._fills.list_running()) or self._prefetch.is_busy or self._manifests.is_busy
 
     async def aclose(self) -> None:
-        """Cancels prefetching, the fills and the other requests to the upstream, and closes the upstream client. The
-        stored bytes of unfinished blobs are kept for the next start of the server."""
+        """Cancels prefetching, the fills and the other requests to the upstream, and closes the upstream client. Keeps
+        the stored bytes of unfinished blobs for the next start of the server."""
         await self._prefetch.aclose()
         await self._fills.aclose()
         await self._entitlement.aclose()
@@ -270,19 +267,19 @@ class Mirror(RefusingRegistry):
         return await self._blobs.open(repo, digest, span)
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
-        """Returns a page of the repositories of this upstream with cached content: at most `limit` repositories that
-        sort after `after`. Returns only names in the set `within`."""
+        """Returns a page of the repositories with cached content: at most `limit` names of this upstream that sort
+        after `after` and are in the set `within`."""
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
-        # Names with other prefixes may follow in the page of `local`. They are left out, and then no page follows.
+        # If the page of `local` also has names with other prefixes, it is the last page of this upstream.
         repos = [repo for repo in page.items if repo.startswith(prefix)]
         has_more = page.more and len(repos) == len(page.items) and (page.next_after or prefix).startswith(prefix)
         return Page(repos, has_more, page.next_after if has_more else None)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         """Returns a page of the tags that the upstream has. If the upstream gives no usable answer, returns the cached
-        tags and sets a notice for the client. Raises NameUnknown, and, if the repository is not cached, the error of
-        the upstream client."""
+        tags and sets a notice for the client. Raises NameUnknown. If the repository is not cached, also raises the
+        error of the upstream client."""
         set_cache_state("miss", self._name)
         try:
             return await self._upstream.tags(self.upstream_name(repo), after, limit)
@@ -318,9 +315,9 @@ class Mirror(RefusingRegistry):
     async def delete_blob(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
-        """Deletes the cached blob, even if cached manifests refer to it (`even_if_referenced` has no effect), because
-        the next pull fetches it again. Also deletes the cached "not found" answer of the upstream about the blob. `by`:
-        the actor that the audit log names. Raises TagFrozen if a frozen tag needs the blob."""
+        """Deletes the cached blob, and the upstream's cached "not found" answer about the blob. Deletes the blob even
+        if cached manifests refer to it, because the next pull fetches it again: `even_if_referenced` has no effect.
+        `by`: the actor that the audit log names. Raises TagFrozen if a frozen tag needs the blob."""
         await self.served_tags.check_not_frozen(repo, digest)
         try:
             await self._local.delete_blob(repo, digest, by=by, even_if_referenced=True)
@@ -330,8 +327,8 @@ class Mirror(RefusingRegistry):
     async def delete_manifest(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
     ) -> None:
-        """Deletes the cached manifest, and the recorded answers of the upstream about the repository. Nobody can
-        restore the manifest (`restorable` has no effect), because the next pull fetches it again. `by`: the actor that
+        """Deletes the cached manifest, and the recorded answers of the upstream about the repository. The manifest
+        cannot be restored, because the next pull fetches it again: `restorable` has no effect. `by`: the actor that
         the audit log names. Raises TagFrozen if a frozen tag needs the manifest."""
         await self.served_tags.check_not_frozen(repo, digest)
         try:
@@ -342,8 +339,8 @@ class Mirror(RefusingRegistry):
     async def delete_tag(
         self, repo: RepositoryName, tag: Tag, *, by: Actor, condition: Condition | None = None
     ) -> None:
-        """Deletes the cached tag, and the recorded answer of the upstream about it. `by`: the actor that the audit log
-        names. Raises TagFrozen if the tag is frozen, PreconditionFailed if `condition` does not hold for it."""
+        """Deletes the cached tag, and the recorded answer of the upstream about the tag. `by`: the actor that the audit
+        log names. Raises TagFrozen if the tag is frozen, PreconditionFailed if `condition` does not hold."""
         await self.served_tags.check_not_frozen(repo, tag)
         try:
             await self._local.delete_tag(repo, tag, by=by, condition=condition)
@@ -351,7 +348,8 @@ class Mirror(RefusingRegistry):
             await self._records.forget_checks(repo, tag)
 
     async def handle(self, call: Call[T]) -> T:
-        """Handles the calls of the registry interface for which this class has no method. Raises Denied for pushes."""
+        """Receives the calls for which this class has no method of its own. Raises Denied for pushes, Unsupported for
+        other calls."""
         if call.action is Action.PUSH:
             raise Denied(f"{call.repo} is mirrored from {self._name}; push under another name")
         return await super().handle(call)

@@ -64,10 +64,10 @@ class ActivityRecorder:
         stored."""
         if not self._counts.has_own_column:
             return
-        activity = self._counts.unstored()
+        activity = self._counts.compute_unstored()
         if activity != Activity():
             await self._activity_log.add(self._clock() - _LATE_SECONDS, activity)
-            self._counts.on_stored(activity)
+            self._counts.record_stored(activity)
 
     async def store_last(self) -> None:
         """Stores the remaining activity at the end of this process, unless another process holds the slot. Logs an

@@ -1,5 +1,5 @@
-"""`SizedCache`: a cache for content that an upstream chooses, such as tokens and search results. It is limited by bytes
-as well as by the number of its values, because the upstream also chooses how large each value is."""
+"""`SizedCache`: a cache for content that an upstream sends, such as tokens and search results. The cache limits both
+the number of values and their bytes, because an upstream may send very large values."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 ENTRY_BYTES = 256
-"""Memory that is counted for each entry in addition to its key and value, so that small entries are not free."""
+"""Memory that the cache counts for each entry in addition to its key and value."""
 
 
 class SizedCache(Generic[K, V]):
-    """A cache with at most `max_entries` values, of at most `max_bytes` together. When a new value makes the cache
-    exceed a limit, the values that were put first are removed. A single value of more than `max_bytes` is not
-    stored."""
+    """A cache of at most `max_entries` entries (a key and its value), which take at most `max_bytes` together. When a
+    new entry makes the cache exceed a limit, the oldest entries are removed. An entry that alone takes more than
+    `max_bytes` is not stored."""
 
     def __init__(self, max_entries: int, max_bytes: int) -> None:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._entries: dict[K, tuple[V, int]] = {}
-        """By key: the value and its size in bytes. The value that was put first comes first."""
+        """By key: the value, and the bytes of the entry. The oldest entry comes first."""
         self.size_bytes = 0
-        """The bytes of all entries together."""
+        """The bytes of all entries together, with `ENTRY_BYTES` for each."""
 
     def get(self, key: K) -> V | None:
         """Returns the value under `key`; None if there is none."""
@@ -35,13 +35,14 @@ class SizedCache(Generic[K, V]):
         return key in self._entries
 
     def put(self, key: K, value: V, size_bytes: int) -> None:
-        """Stores a value, in place of an earlier one under `key`. `size_bytes`: the memory that key and value take."""
+        """Stores `value` under `key`, and removes the earlier value under `key`. `size_bytes`: the memory that the key
+        and the value take."""
         self.remove(key)
-        size_bytes += ENTRY_BYTES
-        if size_bytes > self._max_bytes:
+        entry_bytes = size_bytes + ENTRY_BYTES
+        if entry_bytes > self._max_bytes:
             return
-        self._entries[key] = value, size_bytes
-        self.size_bytes += size_bytes
+        self._entries[key] = value, entry_bytes
+        self.size_bytes += entry_bytes
         while self.size_bytes > self._max_bytes or len(self._entries) > self._max_entries:
             self.remove(next(iter(self._entries)))
 

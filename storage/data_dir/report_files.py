@@ -1,11 +1,11 @@
-"""Files in which the processes of a server report what they do, for other processes (`ReportFile`).
+"""Files through which each process of a server reports its state to other processes (`ReportFile`).
 
 Each process has a file of its own, and keeps it locked. The kernel releases the lock when the process ends, even if it
-is killed. `read_reports_in` ignores unlocked files, because their processes have ended.
+is killed. Readers ignore unlocked files, because their processes have ended.
 
-A report overwrites the previous one at the same place on the disk, which works on most file systems even if the disk is
-full. If a reader gets a half-written report, the checksum is wrong, and the reader reads again. The files are not
-synced, because the reports are useless after a power cut.
+A process writes each report over its previous report, because most file systems allow this even on a full disk. A
+checksum shows the reader of a half-written report that it must read again. The files are not synced, because nobody
+needs the reports after a power cut.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ from storage.data_dir.locks import lock_file, try_lock_file, unlock_file
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 MAX_REPORT_BYTES: Final = 64 * 1024 - 8
-"""Largest size of a report. The report and its header together have at most 64 KiB."""
-_FILE_BYTES: Final = 16 * 1024
-"""Disk space that is allocated for a new file. A longer report needs more space, which a full disk may not have."""
+"""Largest size of a report. A report with its header has at most 64 KiB."""
+_INITIAL_FILE_BYTES: Final = 16 * 1024
+"""Disk space that is allocated for a new file."""
 _HEADER_BYTES: Final = 8
-"""Size of the header, which comes before the report: the length and the checksum of the report, 4 bytes each."""
+"""Size of the header at the start of the file: the length of the report and its checksum, 4 bytes each."""
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""Flags to open a file that another user may have created. It may be a pipe, which must not block, or a symbolic link,
-which must not be followed."""
+"""Flags to open a file that another user may have created. The call must not block at a pipe, and must not follow a
+symbolic link."""
 _READ_ATTEMPTS: Final = 5
-"""Largest number of attempts to read a report that is being written."""
+"""A reader tries this many times to read a report that is being written."""
 _ABANDONED_SECONDS: Final = 60.0
-"""An unlocked file is deleted if it is older than this. The process of a younger file may not have locked it yet."""
+"""An unlocked file is deleted if it was last written longer ago than this. A newer file may belong to a process that
+has not locked it yet."""
 
 
 class ReportFile:
-    """The file of this process. Not for use in several threads at a time."""
+    """The file of this process. Only one thread at a time may use it."""
 
     def __init__(self, directory: Path, system: System, *, is_in_memory: bool = False) -> None:
-        """Creates the file, and deletes the files of processes that have ended. Creates `directory` if it is missing.
-        Raises OSError, for example on a full disk.
+        """Deletes the files of ended processes in `directory`, and creates a file for this process. Creates `directory`
+        if it is missing. Raises OSError, for example on a full disk.
 
-        `is_in_memory`: whether `directory` is the directory in memory that `open_report_file` uses on a full disk. The
-        last process that closes its file also deletes this directory. Another user may have created it, so this method
-        raises PermissionError if it does not belong to this user, or if other users may write in it."""
+        `is_in_memory`: whether `directory` is the directory in memory that `open_report_file` uses on a full disk.
+        Because any user can create this directory, PermissionError is raised if it belongs to another user, or if other
+        users may write in it. The last process that closes its file deletes the directory."""
         with suppress(FileExistsError):
             system.mkdir(directory)
         if is_in_memory:
@@ -60,15 +61,15 @@ class ReportFile:
         self._fd = system.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             lock_file(self._fd)  # waits while `_is_locked` in another process holds a lock
-            system.allocate(self._fd, _FILE_BYTES)
+            system.allocate(self._fd, _INITIAL_FILE_BYTES)
         except OSError:
             self.close()
             raise
 
     def write(self, report: bytes) -> None:
-        """Replaces the report. Raises ValueError if the report is longer than `MAX_REPORT_BYTES`. Raises OSError if the
-        report cannot be written completely, for example on a full disk. If a part of the report was written, readers
-        see no report of this process until the next `write`."""
+        """Replaces the report. Raises ValueError if `report` is longer than `MAX_REPORT_BYTES`. Raises OSError if it
+        cannot be written completely, for example on a full disk; readers may then get no report of this process until
+        `write` succeeds."""
         if len(report) > MAX_REPORT_BYTES:
             raise ValueError(f"the report has {len(report)} bytes; {MAX_REPORT_BYTES} are allowed")
         header = len(report).to_bytes(4, "big") + zlib.crc32(report).to_bytes(4, "big")
@@ -76,7 +77,7 @@ class ReportFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
-        """Deletes and closes the file. Raises nothing if the file was deleted before."""
+        """Closes the file and deletes it, if it still exists."""
         with suppress(OSError):
             self._system.unlink(self._path)
         if self._is_in_memory:
@@ -86,7 +87,7 @@ class ReportFile:
 
 
 def open_report_file(layout: Layout, system: System) -> ReportFile:
-    """Creates the file of this process in the data directory, or in memory if the disk is too full for it. Raises
+    """Creates the file of this process in the data directory. If the disk is full, creates it in memory instead. Raises
     OSError."""
     try:
         return ReportFile(layout.workers, system)
@@ -97,7 +98,7 @@ def open_report_file(layout: Layout, system: System) -> ReportFile:
 
 
 def read_all_reports(layout: Layout) -> list[bytes]:
-    """Returns the last report of each process that serves the data directory, in no particular order. Raises
+    """Returns the last report of each running process that serves the data directory, in no particular order. Raises
     OSError."""
     reports = read_reports_in(layout.workers)
     with suppress(OSError):
@@ -109,7 +110,7 @@ def read_all_reports(layout: Layout) -> list[bytes]:
 
 def read_reports_in(directory: Path) -> list[bytes]:
     """Returns the last report of each running process that has a file in `directory`, in no particular order. Returns
-    an empty list if `directory` does not exist. Raises OSError if it cannot be read."""
+    an empty list if `directory` does not exist. Raises OSError if the directory cannot be read."""
     try:
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
@@ -127,8 +128,7 @@ def read_reports_in(directory: Path) -> list[bytes]:
 
 
 def _read(fd: int) -> bytes | None:
-    """Returns the report in the file. Returns None if the file has no report yet, or if `_READ_ATTEMPTS` attempts find
-    no complete report."""
+    """Returns the report in the file. Returns None if `_READ_ATTEMPTS` attempts find no complete report."""
     for _ in range(_READ_ATTEMPTS):
         data = os.pread(fd, _HEADER_BYTES + MAX_REPORT_BYTES, 0)
         length, checksum = int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big")
@@ -140,7 +140,7 @@ def _read(fd: int) -> bytes | None:
 
 
 def _is_locked(fd: int) -> bool:
-    """Returns whether the file is locked, which means that its process is running. `fd` must not hold the lock."""
+    """Returns whether another process holds the file's lock. `fd`: a descriptor that does not hold the lock."""
     if not try_lock_file(fd, shared=True):
         return True
     unlock_file(fd)
@@ -148,11 +148,11 @@ def _is_locked(fd: int) -> bool:
 
 
 def _ensure_own(directory: Path) -> None:
-    """Raises PermissionError if the path is not a directory of this user, or if other users may write in it."""
+    """Raises PermissionError unless `directory` is a directory of this user in which no other user may write."""
     status = directory.lstat()
     is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
     if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        reason = "not a directory of this user, or other users may write in it; remove it"
+        reason = "the path is not a directory of this user, or other users may write in it; remove it"
         raise PermissionError(errno.EPERM, reason, str(directory))
 
 

@@ -1,5 +1,5 @@
-"""Flow control of one connection: pauses reading from the client, and lets senders wait while the transport's write
-buffer is full."""
+"""Flow control of one connection (`FlowControl`): stops reading from the client, and lets senders wait while the
+transport's write buffer is full."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import asyncio
 from registry.server.kernel import is_tcp_ending
 
 TLS_BUFFER_BYTES = 64 * 1024
-"""High-water mark of a TLS transport's write buffer. It is lower than the default, because a TLS transport has a second
-buffer, for encrypted bytes, which takes memory as well."""
+"""High-water mark of a TLS transport's write buffer. It is low, because a TLS transport has a second buffer, for
+encrypted bytes."""
 
 
 class ClientDisconnected(OSError):
-    """The connection was closed by the client or the server, so the response cannot be sent. It is an OSError because
-    ASGI 2.4 requires that `send` raises an OSError in this case."""
+    """The response cannot be sent, because the client or the server has closed the connection. ASGI 2.4 requires that
+    `send` raises an OSError in this case."""
 
 
 class FlowControl:
-    """Pauses and resumes both directions of one connection. Reading stops in two cases:
+    """Stops and resumes both directions of one connection. Reading stops while it is *paused*, *blocked* or both:
 
-    - while it is *paused*, usually until the application has taken the received bytes of a body,
-    - while it is *blocked*, because the server holds pipelined requests until an earlier request is answered."""
+    - The caller pauses reading, usually until the application has taken the received bytes of a body.
+    - The caller blocks reading while pipelined requests wait for the response to an earlier request."""
 
     def __init__(self, transport: asyncio.Transport, *, is_tls: bool) -> None:
         self._transport = transport
@@ -32,37 +32,35 @@ class FlowControl:
         self._read_blocked = False
         self._is_reading = True
         self._stop_count = 0
-        """Number of times that reading has stopped, because it was paused or blocked."""
+        """Number of times that reading has stopped."""
         self._checked_stop_count = 0
         """The value of `_stop_count` at the last call of `has_stayed_stopped`; 0 if the connection was reading then."""
         self.write_paused = False
-        """Whether the transport's write buffer has exceeded its high-water mark, and has not fallen below its low-water
-        mark since."""
+        """True from the time at which the transport's write buffer exceeds its high-water mark until it falls to its
+        low-water mark."""
         self._writable = asyncio.Event()
         self._writable.set()
 
     def discards_writes(self) -> bool:
         """Returns whether the transport discards further writes, because the connection is being closed.
 
-        A TLS connection is closed as soon as the client shuts down its sending side. If the client sends no
-        close_notify, uvloop reports the shutdown only after the client has received all bytes that were written before.
-        Until then, the transport's `is_closing` returns False, so this method asks the kernel."""
+        A TLS connection is closed as soon as the client shuts down its sending side. The transport's `is_closing` can
+        be late to report this, so over TLS this method also asks the kernel."""
         if self._transport.is_closing():
             return True
         return self._is_tls and is_tcp_ending(self._transport.get_extra_info("socket"))
 
     async def drain(self) -> None:
-        """Waits while `write_paused` is True. Returns immediately if it is False."""
+        """Waits until `write_paused` is False."""
         await self._writable.wait()
 
     async def flush(self) -> None:
-        """Waits until the transport's write buffer is empty, or the connection is lost. Without TLS, an empty buffer
-        means that the kernel has all written bytes. With TLS, the last bytes can still be in the transport's second
-        buffer, for encrypted bytes."""
+        """Waits until the transport's write buffer is empty or the connection is lost. Without TLS, the kernel then has
+        all written bytes. With TLS, the last bytes can still be in the transport's buffer for encrypted bytes."""
         if self._transport.is_closing() or not self._transport.get_write_buffer_size():
             return
-        # Makes `drain` wait for an empty buffer. A TLS transport already pauses writing when the size of its buffer is
-        # equal to the high-water mark. With the mark 0, it would pause even if the buffer is empty.
+        # Makes `drain` wait for an empty buffer. The high-water mark for TLS is 1, because with 0 a TLS transport would
+        # pause writing even when its buffer is empty.
         self._transport.set_write_buffer_limits(1 if self._is_tls else 0, 0)
         try:
             await self.drain()
@@ -79,7 +77,7 @@ class FlowControl:
         self._update_reading()
 
     def resume_reading(self) -> None:
-        """Reads from the socket again, unless reading is blocked. May be called repeatedly."""
+        """Ends the pause: reads from the socket again, unless reading is blocked. May be called repeatedly."""
         self._read_paused = False
         self._update_reading()
 
@@ -89,7 +87,7 @@ class FlowControl:
         self._update_reading()
 
     def unblock_reading(self) -> None:
-        """Reads from the socket again, unless reading is paused. May be called repeatedly."""
+        """Ends the block: reads from the socket again, unless reading is paused. May be called repeatedly."""
         self._read_blocked = False
         self._update_reading()
 
@@ -104,7 +102,8 @@ class FlowControl:
                 self._transport.pause_reading()
 
     def has_stayed_stopped(self) -> bool:
-        """Returns whether reading has been stopped the whole time since the last call of this method."""
+        """Returns whether reading has been stopped the whole time since the last call of this method. The first call
+        returns False."""
         before, self._checked_stop_count = self._checked_stop_count, 0 if self._is_reading else self._stop_count
         return before > 0 and before == self._checked_stop_count
 
@@ -115,8 +114,8 @@ class FlowControl:
             self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Lets `drain` return. The transport calls this when its write buffer falls below its low-water mark. The
-        protocol object calls this when the connection is lost."""
+        """Lets `drain` return. The transport calls this when its write buffer falls to its low-water mark, and the
+        protocol object when the connection is lost."""
         if self.write_paused:
             self.write_paused = False
             self._writable.set()

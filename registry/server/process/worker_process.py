@@ -1,8 +1,8 @@
-"""The supervisor's record of a worker (`WorkerProcess`): when the worker started, what it has reported, and how it
-ended. The *supervisor* is the process that starts and watches the workers. The workers are its child processes.
+"""The supervisor's record of a worker process (`WorkerProcess`). The *supervisor* is the process that starts and
+watches the workers, which are its child processes.
 
-A worker reports on its *status pipe*, to which only the worker writes. Once it accepts connections, it writes the line
-"ready". If it fails, it writes the reason, in one line.
+A worker reports to the supervisor on its own *status pipe*. When the worker can accept connections, it writes the line
+"ready". If it fails, it writes the reason in one line.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ class WorkerProcess:
 
     pid: int
     index: int
-    """A number from 0, different for each worker. A process that replaces a worker gets the same number."""
+    """The worker's number, from 0. No two workers have the same number, but a replacement gets the number of the worker
+    that it replaces."""
     status_pipe: int
-    """Reading end of the worker's status pipe, a file descriptor that does not block."""
+    """Reading end of the worker's status pipe: a non-blocking file descriptor."""
     started: float
     """When the process was forked."""
     column: int | None
@@ -32,20 +33,20 @@ class WorkerProcess:
     commands: socket.socket
     """The supervisor's end of the channel for commands (`registry.server.process.commands`)."""
     is_adopted: bool = False
-    """True if the worker runs the version and the settings from before an upgrade. The upgrade has replaced the program
-    in the supervisor's process (`exec`), but not in this worker."""
+    """True if an upgrade has replaced the program in the supervisor's process (`exec`), but not in this worker. The
+    worker then runs the old version with the old settings."""
     output: bytearray = field(default_factory=bytearray)
-    """What the worker has written to its status pipe, without the line "ready"."""
+    """The bytes that were read from the worker's status pipe, without the line "ready"."""
     is_ready: bool = False
     """Whether the worker accepts connections."""
     exit_expected: bool = False
-    """Whether the worker shall end for good. If so, the supervisor does not restart it."""
+    """Whether the end of the worker is intended. If True, the supervisor does not restart the worker."""
     kill_at: float = float("inf")
-    """When the supervisor sends SIGKILL if the worker has not ended by then."""
+    """If the worker has not ended by this time, the supervisor sends SIGKILL. Infinity: it sends none."""
 
     def read_status(self) -> bool:
-        """Reads from the status pipe once. Returns False at the end of the pipe, when no process can write to it any
-        more. Raises BlockingIOError if the pipe is empty."""
+        """Reads from the status pipe once. Returns False when every process has closed the writing end, otherwise True.
+        Raises BlockingIOError if the pipe is empty but still open."""
         data = os.read(self.status_pipe, 65536)
         self.output += data
         if not self.is_ready and self.output.startswith(_READY_LINE):
@@ -59,15 +60,15 @@ class WorkerProcess:
             while self.read_status():
                 pass
         except BlockingIOError:
-            pass  # the pipe is empty but open, because a process that the worker started holds its writing end
+            pass  # a process that the worker has started still holds the writing end
 
     def describe_failure(self) -> str:
-        """Returns the reason that the worker has reported for its failure; empty if it has reported none."""
+        """Returns the reason that the worker has reported for its failure, or '' if it has reported none."""
         return self.output.decode(errors="replace").strip()
 
     def describe_exit(self, code: int) -> str:
-        """Returns how the worker ended, as the part of a sentence that follows "the worker". `code` is its exit code,
-        or the negative number of the signal that ended it."""
+        """Returns how the worker ended, in words that can follow "the worker". `code`: the exit code, or the negative
+        number of the signal that ended the worker."""
         if code < 0:
             return f"was ended by {signal.Signals(-code).name}"
         reason = self.describe_failure()
@@ -75,17 +76,17 @@ class WorkerProcess:
 
 
 def report_ready(status_writer: int) -> None:
-    """Reports that this worker accepts connections. `status_writer` is the writing end of its status pipe."""
+    """Reports that this worker accepts connections. `status_writer`: the writing end of the worker's status pipe."""
     os.write(status_writer, _READY_LINE)
 
 
 def report_failure(status_writer: int, reason: str) -> None:
-    """Reports why this worker has failed. `reason` is one line."""
+    """Reports why this worker has failed. `status_writer`: see `report_ready`. `reason`: one line."""
     os.write(status_writer, reason.encode() + b"\n")
 
 
 def reap_if_ended(pid: int) -> bool:
-    """Returns whether the child process has ended. If it has, also reaps it: then the system can give its pid to
+    """Returns whether the child process has ended. If it has ended, also reaps it. The system can then give its pid to
     another process."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid

@@ -1,9 +1,9 @@
 """The work of the job `retention`: deletes the tags and untagged manifests that no rule keeps (`RetentionWork`).
 
-It handles one repository after the other. It records the last repository that it has handled, so that after a restart
-of the server the job continues with the next repository. In each repository it first deletes tags and then untagged
-manifests. An *orphan* is a manifest that has no tag, that no index lists, and whose subject, if any, is not in the
-repository.
+The job handles one repository after the other. In each repository it first deletes tags, then untagged manifests. It
+records the last handled repository, so that it continues with the next repository after a restart of the server.
+
+An *orphan* is a manifest that has no tag, is in no index, and has no subject in the repository.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ KIND: Final = "retention"
 """The kind of the job."""
 ACTOR: Final = RETENTION_ACTOR
 _DELETES_AT_A_TIME: Final = 16
-"""Largest number of deletions of tags that run at the same time, so that they can share a commit. Each deletion is
-recorded as a separate change."""
+"""Largest number of tags that are deleted at the same time. Deletions at the same time can share a commit."""
 OnDeleted = Callable[[Literal["tag", "manifest"], int], None]
-"""Called with the kind of content that was deleted, and the number of deleted items."""
-_COUNTS: Final = ("repositories", "tags_kept", "tags_deleted", "manifests_deleted")
+"""A function that is called after deletions, with the kind of the deleted content and the number of deletions."""
+_COUNT_NAMES: Final = ("repositories", "tags_kept", "tags_deleted", "manifests_deleted")
 """The names of the counts in the progress and in the result of the job."""
 
 
@@ -39,7 +38,7 @@ def ignore_deleted(content: str, count: int) -> None:
 
 class RetentionWork:
     """Deletes the tags and untagged manifests that no rule keeps. `clock` returns the time in seconds since 1970.
-    `on_deleted` counts the deleted tags and manifests."""
+    `on_deleted` is called for the deleted tags and manifests."""
 
     def __init__(
         self,
@@ -54,11 +53,11 @@ class RetentionWork:
         self._on_deleted = on_deleted
 
     async def __call__(self, context: JobContext) -> JSON:
-        """Runs the job. Returns the numbers of kept and deleted items, and warnings about patterns of rules that apply
-        to no repository (no warnings if this run continues an interrupted one). After an error or a cancellation, the
-        remaining items stay. Raises JobStopped, StorageFull, StorageFailed."""
+        """Runs the job. Returns the counts, and warnings about patterns in the rules that apply to no repository. A run
+        that continues an interrupted run returns no warnings. An error or a cancellation does not undo earlier
+        deletions. Raises JobStopped, StorageFull, StorageFailed."""
         position: dict[str, Any] = context.progress.position or {}
-        counts = {name: int(position.get(name, 0)) for name in _COUNTS}
+        counts = {name: int(position.get(name, 0)) for name in _COUNT_NAMES}
         is_whole_run = not position
         unmatched = UnmatchedPatterns(self._judge.rules)
         async for repo, rule in self._judge.matched_repositories(position.get("after")):
@@ -85,9 +84,8 @@ class RetentionWork:
                 await context.report()
             counts["tags_deleted"] += deleted
             counts["tags_kept"] += len(page) - deleted
-        # A manifest is deleted only if it has had no tag since the time `since.untagged`. The clock is read again,
-        # because the tags were deleted after `now`. With `now`, a rule that deletes untagged manifests immediately
-        # would keep the manifests of these tags until its next run.
+        # The clock is read again: at the time `now`, the manifests of the deleted tags were not untagged yet, so even a
+        # rule that deletes untagged manifests immediately would keep them.
         since = unused_since(rule.settings, self._clock(), await self._retention.recorded_periods())
         if since is not None:
             counts["manifests_deleted"] += await self._delete_untagged(context, repo, since)
@@ -95,8 +93,8 @@ class RetentionWork:
     async def _delete_tags(
         self, context: JobContext, repo: RepositoryName, rule: NumberedRule, tags_to_delete: Sequence[JudgedTag]
     ) -> int:
-        """Deletes the tags, except those that have been pushed, moved or pulled, or have become immutable, since they
-        were judged. Returns the number of deleted tags."""
+        """Deletes the tags. Keeps tags that were pushed, moved or pulled or became immutable after they were judged.
+        Returns the number of deleted tags."""
         is_immutable = self._judge.immutable_tags.in_repository(repo)
         deletions = (self._retention.delete_tag(repo, judged.tag, ACTOR, is_immutable) for judged in tags_to_delete)
         outcomes = await asyncio.gather(*deletions)
@@ -115,11 +113,11 @@ class RetentionWork:
         return sum(outcomes)
 
     async def _delete_untagged(self, context: JobContext, repo: RepositoryName, since: UnusedSince) -> int:
-        """Deletes the orphans of a repository that are unused since the times in `since`, and their children and
-        referrers that become orphans. Returns the number of deleted manifests."""
+        """Deletes the orphans of a repository that are unused since the times in `since`. Also deletes the manifests
+        that those orphans list, and their referrers, if they become orphans. Returns the number of deleted
+        manifests."""
         deleted = 0
-        # Manifests that have lost a tag. `Retention.unused_orphans` reads them from the tag history. The calls share
-        # this object so that each call reads only the entries of the history that no earlier call has read.
+        # All pages share this object, so that each entry of the tag history is read only once.
         lost_tags = LostTags()
         after: Digest | None = None
         while True:
@@ -141,9 +139,9 @@ class RetentionWork:
         since: UnusedSince,
         judged_at: float,
     ) -> int:
-        """Deletes the orphan `manifest`, and then those of its children and referrers that have become orphans. Does
-        not delete orphans that were pushed or pulled within the last `MIN_UNTAGGED_SECONDS`. Returns the number of
-        deleted manifests. If this run is interrupted, the next run of the job finds the orphans that are left."""
+        """Deletes the orphan `manifest` if it is still unused. Then also deletes its *dependents* (the manifests that
+        it lists, and its referrers) and their dependents, if they have become orphans. Keeps those that were pushed
+        or pulled within the last `MIN_UNTAGGED_SECONDS`. Returns the number of deleted manifests."""
         dependents = await self._retention.delete_unused_orphan(repo, manifest.digest, since, judged_at, ACTOR)
         if dependents is None:
             return 0
@@ -164,5 +162,5 @@ class RetentionWork:
 
 
 def _report_deleted(context: JobContext, repo: RepositoryName, digest: Digest, reason: str) -> None:
-    """Reports the deletion of a manifest to commands that watch the job."""
+    """Reports the deletion of a manifest to the commands that follow the job."""
     context.step("deleted", action="delete", repository=repo, digest=digest, reason=reason)

@@ -1,7 +1,8 @@
 """Writes the bytes of one upload session to a file and computes their digest (`FileUploadSession`).
 
-Incoming data is collected in memory until a *batch* of 2 MiB is full. A thread writes and hashes the batch while the
-next batch is collected. So the event loop never waits for the disk, and one upload holds at most two batches in memory.
+The session collects incoming data in memory until a *batch* of 2 MiB is full. A thread writes and hashes the batch
+while the session collects the next batch. The event loop never waits for the disk, and one upload holds at most two
+batches in memory.
 """
 
 from __future__ import annotations
@@ -21,33 +22,32 @@ from storage.names import Digest, UploadID
 from storage.running_digest import RunningDigest, can_save_digests, restore_digest, start_digest
 
 BATCH_BYTES = 2 * 1024 * 1024
-"""Size of a batch. Larger batches take more memory. Smaller batches take more time: each batch is one call in a thread,
-and passing the call and its result takes about a tenth of the time for writing and hashing 1 MiB."""
+"""Size of a batch. Smaller batches take more time, because each batch is one call in a thread."""
 BUFFERED_BYTES_LIMIT = 32 * 1024 * 1024
-"""If all uploads of the process together hold more bytes than this in memory, each upload uses batches of
+"""If the uploads of the process together hold more bytes than this in memory, each upload uses batches of
 `SMALL_BATCH_BYTES`."""
 SMALL_BATCH_BYTES = 64 * 1024
-"""Size of a batch while the uploads hold too many bytes in memory."""
+"""Size of a batch while the uploads of the process hold more than `BUFFERED_BYTES_LIMIT` in memory."""
 SMALL_PIECE_BYTES = 4 * 1024
-"""Pieces of data with fewer bytes than this are copied and joined, to save memory: a memory view takes about 200 bytes
-even if its data is one byte, and keeps its whole receive buffer in memory."""
+"""A *piece* is the data of one call of `FileUploadSession.append`. Pieces of fewer bytes than this are copied and
+joined, because each piece that is not copied keeps its whole receive buffer in memory."""
 PIECE_OVERHEAD_BYTES = 200
-"""Memory in bytes that is counted for each element of a batch, in addition to the element's data."""
-CLOSE_INLINE_BYTES = 64 * 1024
+"""Memory that is counted for each element of a batch, in addition to the element's data."""
+MAX_INLINE_CLOSE_BYTES = 64 * 1024
 """Size of the largest file that is closed on the event loop. Closing a larger file may block for long."""
 
 
 @dataclass(slots=True)
 class UploadBuffers:
-    """The memory that the batches of all uploads in this process take together. The uploads share one object. `size`:
-    number of bytes."""
+    """Counts the memory of the batches. All uploads of the process share one object. `size`: the bytes that all their
+    batches take together."""
 
     size: int = 0
 
 
 class FileUploadSession:
-    """An upload session with its file: implements the Protocol `UploadSession`. `FileBlobStore.start_upload` and
-    `ClaimedUploadFile.resume` create such objects."""
+    """An upload session with its file. Implements the Protocol `UploadSession`. `FileBlobStore.start_upload` and
+    `ClaimedUploadFile.resume` create the sessions."""
 
     def __init__(
         self,
@@ -60,10 +60,9 @@ class FileUploadSession:
         file: UploadFile | None = None,
         offset: int = 0,
     ) -> None:
-        """`boot`: id of the machine's present boot. Each checkpoint contains it, because a reboot may lose bytes that
-        were not synced. `file`: the session's file, which has `offset` bytes; None if the session has no file yet.
-        `running_digest`: the digest of the bytes in the file. If it is None, the bytes are hashed when the session is
-        complete."""
+        """`boot`: id of the machine's present boot. Each checkpoint contains this id, because a reboot may lose bytes
+        that were not synced. `running_digest`: the digest of the bytes in the file; None: `verify` hashes the bytes.
+        `file`: the session's file, which has `offset` bytes; None: the session has no file yet."""
         self._disk = disk
         self._buffers = buffers
         self._hasher = hasher
@@ -71,31 +70,33 @@ class FileUploadSession:
         self._upload = upload
         self._running_digest = running_digest
         self._opening: asyncio.Future[UploadFile] | None = None
-        """The future of the session's open file. None if the session has no file and `_open_file` was not called."""
+        """The session's open file, or the call that creates it. None: `_open_file` was not called, and the session has
+        no file."""
         if file is not None:
             self._opening = asyncio.get_running_loop().create_future()
             self._opening.set_result(file)
         self._batch: list[bytes | bytearray | memoryview] = []
-        """The batch that is being collected. Each bytearray contains joined small pieces, and no caller has a
-        reference to it."""
+        """The batch that is being collected. Each bytearray contains joined small pieces."""
         self._batch_size = 0
         """Number of bytes of data in the batch."""
         self._batch_memory = 0
         """Memory that the batch takes, in bytes."""
         self._written = offset
-        """Number of bytes that are in the file or that `_writing` is writing."""
+        """Number of bytes that are in the file or are being written to it."""
         self._writing: asyncio.Future[Digest | None] | None = None
-        """The last write that was started. `_finish_write` sets this to None after the write has succeeded."""
+        """The last write that was started. None: the write has succeeded, or there was none."""
 
     @property
     def offset(self) -> int:
-        """Number of bytes appended so far."""
+        """Number of bytes of the session so far, in the file and in memory."""
         return self._written + self._batch_size
 
     async def append(self, data: bytes | memoryview) -> None:
-        """Adds `data` to the batch. If the batch is then full, waits until the previous batch is written and the file
-        is created, and starts writing this batch. If the uploads hold too many bytes in memory, also waits until this
-        batch is written. The caller must never change the memory of `data` afterwards."""
+        """Adds `data` to the batch. The caller must never change the memory of `data` afterwards.
+
+        If the batch is then full, waits until the previous batch is written and the file is created, and starts writing
+        this batch. If the uploads of the process hold more than `BUFFERED_BYTES_LIMIT` in memory, also waits until this
+        batch is written."""
         self._add_to_batch(data)
         is_over_limit = self._buffers.size > BUFFERED_BYTES_LIMIT
         if self._batch_size >= (SMALL_BATCH_BYTES if is_over_limit else BATCH_BYTES):
@@ -121,22 +122,22 @@ class FileUploadSession:
         self._buffers.size += memory
 
     async def read_at(self, offset: int, length: int) -> bytes:
-        """Writes all appended bytes to the file, and returns the `length` bytes at `offset`, or fewer if fewer have
-        been appended."""
+        """Writes all appended bytes to the file, and returns the `length` bytes at `offset`. Returns fewer bytes if
+        the file ends earlier."""
         file = await self._write_out()
         return await self._disk.run(lambda: file.read_at(offset, length))
 
     async def flush(self) -> Checkpoint:
-        """Writes all appended bytes to the file, without syncing it, and returns a checkpoint from which any process
-        can continue."""
+        """Writes all appended bytes to the file, without syncing it. Returns a checkpoint from which any process can
+        continue the session."""
         if self._batch or self._writing or self._opening:
             await self._write_out()
         state = self._running_digest.save() if self._running_digest else None
         return Checkpoint(self._written, state, self._boot)
 
     async def verify(self, digest: Digest) -> UploadedContent:
-        """Writes all appended bytes to the file. If the bytes have this digest, syncs the file and returns an object
-        that can make the file a blob. Otherwise raises DigestInvalid. Does not delete anything."""
+        """Writes all appended bytes to the file. If the file then has the digest `digest`, syncs it and returns an
+        object that can publish it as a blob. Otherwise raises DigestInvalid, and keeps the file."""
         await self._finish_write()
         file = await self._open_file()
         running_digest = self._running_digest
@@ -155,8 +156,8 @@ class FileUploadSession:
         return UploadedContent(self._disk, file, digest, self._written)
 
     async def discard(self) -> None:
-        """Waits for a running write, and deletes the session's file. Keeps the file if it was published as a blob. If a
-        newer request has taken the session over, keeps the file as well, and raises BlobUploadInvalid."""
+        """Waits for a running write, and deletes the session's file. Keeps a file that was published as a blob. Raises
+        BlobUploadInvalid, and keeps the file, if a newer request has taken the session over."""
         with suppress(StorageFull, StorageFailed):
             await self._finish_write()
         self._writing = None
@@ -165,14 +166,14 @@ class FileUploadSession:
         await self._disk.run(file.discard)
 
     def release(self) -> None:
-        """Discards the batch, and closes the file as soon as no thread uses it. Does not wait. Written bytes stay in
+        """Discards the batch, and lets the file be closed once no thread uses it. Does not wait. Written bytes stay in
         the file."""
         self._discard_batch()
         self._close_when_idle()
 
     async def close(self) -> None:
-        """Discards the batch, closes the file in a thread, and waits until it is closed. Call it only while no write is
-        running."""
+        """Discards the batch, closes the file in a thread, and waits until the file is closed. Do not call this while a
+        write is running."""
         self._discard_batch()
         if self._opening is not None and self._opening.done() and not self._opening.exception():
             fd = self._opening.result().detach()
@@ -180,13 +181,13 @@ class FileUploadSession:
                 await self._disk.run(lambda: os.close(fd))
 
     def _discard_batch(self) -> None:
-        """Discards the bytes that were collected after the last write was started."""
+        """Discards the appended bytes that no thread writes yet."""
         self._buffers.size -= self._batch_memory
         self._batch, self._batch_size, self._batch_memory = [], 0, 0
 
     def _close_when_idle(self) -> None:
-        """Closes the file as soon as no thread uses it. If it were closed earlier, a new file could get the same
-        descriptor number, and the thread would write into that file."""
+        """Closes the file once no thread uses it. An earlier close would be dangerous: the number of the descriptor
+        could pass to another file, and the thread would write into that file."""
         for call in (self._opening, self._writing):
             if call is not None and not call.done():
                 call.add_done_callback(lambda _: self._close_when_idle())
@@ -195,10 +196,10 @@ class FileUploadSession:
             close_without_waiting(self._disk, self._opening.result(), self._written)
 
     def _start_write(self, file: UploadFile, expected: Digest | None = None) -> None:
-        """Starts writing and hashing the batch in a thread. For the last batch, `expected` is the expected digest of
-        all bytes, with the algorithm of the running digest; for any other batch, it is None. After the last batch, the
-        thread also computes the digest of all bytes, and syncs the file if this is the expected digest. All this is one
-        call in a thread, because passing calls to threads takes more than half of the time of a small push."""
+        """Starts writing and hashing the batch in a thread. `expected`: for the last batch, the expected digest of all
+        bytes, with the algorithm of the running digest; for any other batch, None. After the last batch, the thread
+        also computes the digest of all bytes, and syncs the file if the digest is the expected one. One call in a
+        thread does all this, because each call adds much to the time of a small push."""
         chunks = [memoryview(piece) if isinstance(piece, bytearray) else piece for piece in self._batch]
         memory, start = self._batch_memory, self._written
         self._written += self._batch_size
@@ -223,8 +224,8 @@ class FileUploadSession:
         self._writing.add_done_callback(lambda _: self._free_buffers(memory))
 
     async def _hash_stored(self, expected: Digest) -> Digest:
-        """Writes all appended bytes to the file. Computes their digest with the algorithm of `expected`, and returns
-        it. If it is equal to `expected`, syncs the file."""
+        """Writes all appended bytes to the file. Returns the digest of the file with the algorithm of `expected`. Syncs
+        the file if the digest is equal to `expected`."""
         file = await self._write_out()
         running_digest = start_digest(expected.algorithm)
         await self._hasher.hash_into(running_digest, file, 0, self._written)
@@ -234,12 +235,12 @@ class FileUploadSession:
         return actual
 
     def _free_buffers(self, size: int) -> None:
-        """Records that `size` bytes of the uploads are no longer in memory."""
+        """Records that `size` bytes of the batches are no longer in memory."""
         self._buffers.size -= size
 
     async def _finish_write(self) -> Digest | None:
-        """Waits for the running write, if there is one. Returns the digest that the write has computed; None if the
-        written batch was not the last one. If a write has failed, this call and every later call raise its error."""
+        """Waits for the running write, if there is one. Returns the digest that the write of the last batch has
+        computed, otherwise None. After a write has failed, every call raises its error."""
         writing = self._writing
         if writing is None:
             return None
@@ -266,8 +267,8 @@ class FileUploadSession:
 
 
 class ClaimedUploadFile:
-    """An upload session that this process has just taken over, with its file. Implements the Protocol `ClaimedUpload`:
-    the caller then resumes, discards or releases the session."""
+    """An upload session that this process has just taken over, with its file. The caller then resumes, discards or
+    releases it. Implements the Protocol `ClaimedUpload`."""
 
     def __init__(
         self, disk: Disk, buffers: UploadBuffers, hasher: UploadHasher, boot: str, upload: UploadID, file: UploadFile
@@ -282,10 +283,9 @@ class ClaimedUploadFile:
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> FileUploadSession:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session.
 
-        Usually the checkpoint is from the present boot of the machine and covers all bytes of the file, so the file is
-        not read. Raises BlobUploadUnknown if the file has fewer bytes than the checkpoint says. That happens if an
-        earlier request has published or deleted the session's file and left the session's metadata row, for example
-        because its process died: the takeover has then created an empty file (`UploadFile.take_over`)."""
+        Does not read the file if the checkpoint is from the present boot of the machine and covers all its bytes. If
+        the file has fewer bytes than a checkpoint of the present boot says, raises BlobUploadUnknown: an earlier
+        request has then published or deleted the session's file, but not ended the session."""
         if checkpoint.boot == self._boot:
             offset = self._file.size()
             checkpoint.check_not_truncated(offset)
@@ -297,7 +297,7 @@ class ClaimedUploadFile:
         )
 
     async def discard(self) -> None:
-        """Deletes the session's file and closes it. If a newer request has taken the session over, only closes it."""
+        """Deletes and closes the session's file. Only closes it if a newer request has taken the session over."""
         try:
             with suppress(BlobUploadInvalid):
                 await self._disk.run(self._file.discard)
@@ -305,14 +305,13 @@ class ClaimedUploadFile:
             self._file.close()
 
     def release(self) -> None:
-        """Closes the file without waiting. Its bytes are kept for the next request that takes the session over."""
+        """Closes the file without waiting. The bytes stay for the next request that takes the session over."""
         close_without_waiting(self._disk, self._file, self._file.size())
 
     async def _continue_digest(self, algorithm: str, checkpoint: Checkpoint, size: int) -> RunningDigest | None:
-        """Returns the digest of the file's `size` bytes. Restores the state of the checkpoint, and hashes only the
-        bytes after the checkpoint. Returns None if the state cannot be restored. Also returns None if the file has
-        bytes and this process cannot save the state of a digest: otherwise, each request of an upload in chunks would
-        hash all bytes again. After None, the bytes are hashed when the session is complete."""
+        """Returns the running digest of the file's `size` bytes. Restores the state in the checkpoint, and hashes only
+        the bytes after the checkpoint. Returns None if the state cannot be restored. Also returns None if the file has
+        bytes and this process cannot save the state of a digest. `FileUploadSession.verify` then hashes all bytes."""
         running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
         if running_digest is None or (size and not can_save_digests()):
             return None
@@ -320,12 +319,11 @@ class ClaimedUploadFile:
         return running_digest
 
     async def _resume_after_reboot(self, algorithm: str, checkpoint: Checkpoint) -> tuple[RunningDigest, int]:
-        """Determines which bytes of the file are usable, and deletes the other bytes. Returns the digest of the usable
-        bytes and their number.
+        """Keeps only the bytes of the file that the digest in the checkpoint confirms. Returns their running digest and
+        their number. After a reboot, the file may contain garbage, because it was not synced.
 
-        The file may contain garbage, because it was not synced. The bytes that the checkpoint covers are hashed again,
-        and the bytes after them are deleted. If the digest differs from the saved one, or no digest was saved, all
-        bytes are deleted."""
+        Hashes the bytes that the checkpoint covers, and deletes the bytes after them. If the digest differs from the
+        one in the checkpoint, or the checkpoint has no digest, deletes all bytes."""
         running_digest, offset = start_digest(algorithm), checkpoint.offset
         saved = restore_digest(algorithm, checkpoint.state)
         if saved is not None and self._file.size() >= offset:
@@ -337,8 +335,8 @@ class ClaimedUploadFile:
 
 
 class UploadedContent:
-    """The file of an upload session, after its digest was verified and the file was synced. Implements the Protocol
-    `VerifiedContent`. `place`: the path that the blob's file will have, relative to the data directory."""
+    """The synced file of an upload session whose digest was verified. Implements the Protocol `VerifiedContent`.
+    `place`: the future path of the blob's file, relative to the data directory."""
 
     def __init__(self, disk: Disk, file: UploadFile, digest: Digest, size: int) -> None:
         self.digest = digest
@@ -348,19 +346,18 @@ class UploadedContent:
         self._file = file
 
     async def publish(self) -> None:
-        """Moves the file durably to `place`. Raises StorageFull, StorageFailed, BlobUploadInvalid (a newer request has
-        taken the session over)."""
+        """Moves the file durably to `place`. Raises BlobUploadInvalid (a newer request has taken the session over),
+        StorageFull, StorageFailed."""
         await self._disk.run(lambda: self._file.publish(self._disk.layout.path_of(self.place)))
 
 
 def close_without_waiting(disk: Disk, file: UploadFile, size: int) -> None:
-    """Closes a session's file of `size` bytes without blocking the event loop for long. If the file is larger than
-    `CLOSE_INLINE_BYTES`, a thread closes it, because closing may block while the file system writes data or frees
-    blocks (50 to 160 ms for 256 MiB)."""
+    """Closes a session's file of `size` bytes without blocking the event loop for long. A thread closes a file of more
+    than `MAX_INLINE_CLOSE_BYTES`, because closing a large file may block (50 to 160 ms for 256 MiB)."""
     fd = file.detach()
     if fd < 0:
         return
-    if size > CLOSE_INLINE_BYTES:
+    if size > MAX_INLINE_CLOSE_BYTES:
         with suppress(RuntimeError):  # the thread pool has been shut down, so the file is closed below
             disk.threads.submit(os.close, fd)
             return

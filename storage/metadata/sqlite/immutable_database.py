@@ -1,16 +1,15 @@
 """Reads the metadata database on a disk that is too full to open it normally (`ImmutableDatabase`).
 
-SQLite commits to a write-ahead log, and normally needs 32 KiB of disk space for the log's index before it reads
-anything. Without that space, SQLite can still read the database file alone, in the mode `immutable`. The data is right
-if the log is empty and no process changes the file meanwhile.
+SQLite commits to a write-ahead log. To open the database, it normally needs 32 KiB of disk space for the log's index.
+In the mode `immutable`, SQLite reads the database file alone and needs no space. The data is right if the log is empty
+and no process changes the file.
 
-Every process locks a lock file exclusively while it writes. An `ImmutableDatabase` locks the same file in shared mode,
-so no process can write until this lock is released. When there is space again, each process releases its shared lock
-(`ImmutableDatabase.retire`) and opens the database normally. While a process has an `ImmutableDatabase`, it refuses
-changes. After it has opened the database normally, its changes wait until all processes have released their shared
-locks.
+Every process that writes holds an exclusive lock on the *writers' lock file*. An `ImmutableDatabase` holds a shared
+lock on this file, so no process can write. When there is space again, each process releases its shared lock
+(`ImmutableDatabase.retire`) and opens the database normally. Its changes then wait until all processes have released
+their shared locks.
 
-Sources: "Uniform Resource Identifiers" (sqlite.org/uri.html), parameter `immutable`.
+Source: "Uniform Resource Identifiers" (sqlite.org/uri.html), parameter `immutable`.
 """
 
 from __future__ import annotations
@@ -33,31 +32,34 @@ from storage.metadata.sqlite.commit_thread import Change
 
 T = TypeVar("T")
 DISK_FULL_TEXT = (
-    "the disk is full, and there is no room to open the database for writing; until there is, only reads work"
+    "the disk is full, and there is no room to open the database for writing; only reads work until there is space"
 )
-"""Text of a StorageFull that refuses one of these calls on a full disk:
+"""Text of the StorageFull in these cases:
 
-- a change, while the database is open only for reading
-- opening the database, if the caller has to change it or if another process is writing"""
-_LOG_NOT_EMPTY_TEXT = "the disk is full, and there is no room to open the database, whose write-ahead log is not empty"
-"""Text of the StorageFull that is raised if the database cannot be opened for reading either."""
+- The database is open only for reading, and a change is refused.
+- The database cannot be opened, because the caller has to change it, or because another process is writing."""
+_LOG_NOT_EMPTY_TEXT = (
+    "the disk is full, and there is no room to open the database; reads do not work either, because the write-ahead "
+    "log of the database is not empty"
+)
+"""Text of the StorageFull if the database cannot be opened for reading either."""
 _RETIRED_TEXT = "the database was just opened again for writing; retry the request"
 """Text of the StorageFull that refuses reads after `ImmutableDatabase.retire`."""
 
 
 class ImmutableDatabase:
-    """Reads the database without its log, on the connection `db`.
+    """The database without its log, open for reading on the connection `db`.
 
-    An ImmutableDatabase replaces three objects of a process, and has their methods: `DataVersion` (a call returns the
-    data version), `SharedReadTransaction` (`connection_at`) and `CommitThread` (`run`, `has_same_rights`). The *data
+    An ImmutableDatabase takes the place of three objects, and has their methods: `DataVersion` (a call returns the data
+    version), `SharedReadTransaction` (`connection_at`) and `CommitThread` (`run`, `has_same_rights`). The *data
     version* is a value that every commit to the database changes.
 
-    Before the caller makes this object, it must close all connections of this process to the same file. SQLite uses
-    POSIX locks, and a process loses all its POSIX locks on a file as soon as it closes any descriptor of the file."""
+    Before you make this object, close all connections of this process to the database file. A process that closes any
+    descriptor of a file loses all its POSIX locks on the file, and SQLite uses POSIX locks."""
 
     def __init__(self, layout: Layout) -> None:
-        """Opens the database and locks the writers' lock file in shared mode. Raises StorageFull if the log is not
-        empty or another process is writing; apsw.Error, OSError."""
+        """Takes a shared lock on the writers' lock file and opens the database. Raises StorageFull if the log is not
+        empty or another process is writing. Also raises apsw.Error, OSError."""
         self._lock = os.open(layout.metadata_lock, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if not try_lock_file(self._lock, shared=True):
@@ -72,8 +74,8 @@ class ImmutableDatabase:
         self._retired = False
 
     def retire(self) -> None:
-        """Releases the lock, so that processes can write again. Every later read raises StorageFull, because a read
-        while the file changes could return wrong data."""
+        """Releases the lock, so that processes can write again. Later reads raise StorageFull, because they could
+        return wrong data while the file changes."""
         self._retired = True
         self.db.set_exec_trace(_refuse_statement)  # refuses reads that use `db` without `connection_at`
         unlock_file(self._lock)
@@ -84,12 +86,12 @@ class ImmutableDatabase:
         os.close(self._lock)
 
     def __call__(self) -> object:
-        """Returns the data version. It stays the same until `retire` is called, since no process changes the data.
-        After `retire`, each call returns a new object, which equals no other version."""
+        """Returns the data version: always the same one before `retire`. After `retire`, each call returns a new
+        version, which equals no other."""
         return object() if self._retired else self
 
     def connection_at(self, _version: object) -> apsw.Connection:
-        """Returns the connection for every version. Raises StorageFull after `retire`."""
+        """Returns the connection, whatever the version is. Raises StorageFull after `retire`."""
         if self._retired:
             raise StorageFull(_RETIRED_TEXT)
         return self.db
@@ -98,20 +100,20 @@ class ImmutableDatabase:
         self, change: Change[T], *, durable: bool = True, reserve_use: ReserveUse = ReserveUse.NONE
     ) -> UncancellableFuture[T]:
         """Refuses the change without calling it: returns a future that raises StorageFull. `durable` and `reserve_use`
-        have no effect; this method has them because `CommitThread.run` has them."""
+        have no effect; they are parameters of `CommitThread.run`."""
         refused: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         refused.set_exception(StorageFull(DISK_FULL_TEXT))
         return refused
 
     def has_same_rights(self, before: object, after: object) -> bool:
-        """Returns False, so that the caller reads the rights again. See `CommitThread.has_same_rights`."""
+        """Returns False, so that the caller reads the access rights again."""
         return False
 
 
 class ImmutableScans:
-    """Replaces a `ScanThread`, which runs lookups that read many rows. Runs these lookups on the event loop, with the
-    connection of `database`. A thread would need a second connection. When it closed that connection, this
-    process would lose all its POSIX locks on the file (see `ImmutableDatabase`)."""
+    """Takes the place of a `ScanThread`, and runs its lookups on the event loop, with the connection of `database`. A
+    thread would need a second connection, and closing it would release the process's POSIX locks on the file (see
+    `ImmutableDatabase`)."""
 
     def __init__(self, database: ImmutableDatabase) -> None:
         self._database = database

@@ -1,7 +1,4 @@
-"""A thread for database lookups that read many rows (`ScanThread`).
-
-Such a lookup does not block the event loop, because SQLite reads each row without Python's global interpreter lock.
-"""
+"""A thread for database lookups that read many rows (`ScanThread`). The event loop goes on while the thread reads."""
 
 from __future__ import annotations
 
@@ -20,11 +17,11 @@ T = TypeVar("T")
 
 
 class ScanThread:
-    """Runs lookups one after the other in a thread with its own connection to the database. Used from one event loop.
-    The first lookup starts the thread and opens the connection."""
+    """Runs lookups, one at a time, in a thread with its own connection to the database. The first lookup starts the
+    thread and opens the connection. For use from one event loop only."""
 
     def __init__(self, path: Path) -> None:
-        """`path`: the database file. Opens nothing yet."""
+        """`path`: the database file."""
         self._path = path
         self._executor = ThreadPool(max_workers=1, thread_name_prefix="scan")
         self._connection_lock = threading.Lock()
@@ -32,16 +29,16 @@ class ScanThread:
         self._closed = False
 
     async def run(self, lookup: Callable[[apsw.Connection], T]) -> T:
-        """Runs `lookup` in the thread and returns its result. The lookup sees every commit made before this call.
+        """Runs `lookup` in the thread and returns its result. The lookup sees every commit made before this call. It
+        must read all rows of each of its statements: an unfinished statement keeps a read transaction open.
 
-        `lookup` must read all rows of each of its statements; otherwise the statement keeps its read transaction open.
-        Raises what `lookup` raises, and apsw.Error. A cancellation of this call does not interrupt a lookup that has
-        started; a lookup that is still queued is not run."""
+        Raises what `lookup` raises, and apsw.Error. If this call is cancelled, a lookup that is still queued is not
+        run, and a lookup that has started goes on."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, lookup)
 
     def close(self) -> None:
-        """Interrupts the running lookup, which then raises apsw.InterruptError. Waits until the thread has ended, and
-        closes the connection. Lookups that are still queued are cancelled."""
+        """Cancels the queued lookups and interrupts the running one, which then raises apsw.InterruptError. Waits until
+        the thread has ended, and closes the connection."""
         with self._connection_lock:
             self._closed = True
             if self._db is not None:
@@ -51,10 +48,10 @@ class ScanThread:
             self._db.close()
 
     def _run(self, lookup: Callable[[apsw.Connection], T]) -> T:
-        return lookup(self._connection())
+        return lookup(self._get_connection())
 
-    def _connection(self) -> apsw.Connection:
-        """Returns the thread's connection; opens it at the first call. Raises apsw.InterruptError after `close`."""
+    def _get_connection(self) -> apsw.Connection:
+        """Returns the thread's connection. The first call opens it. Raises apsw.InterruptError after `close`."""
         with self._connection_lock:
             if self._closed:
                 raise apsw.InterruptError("the store is being closed")

@@ -25,7 +25,7 @@ SELECT p.upstream, p.last, p.pulls
 
 
 class SqlitePulls:
-    """Implements `storage.pulls.Pulls`, which describes the methods. Reads on the event loop."""
+    """Implements `storage.pulls.Pulls`; see there for the contract. Reads on the event loop."""
 
     def __init__(self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase) -> None:
         """Reads with `db` and changes through `writer`."""
@@ -43,7 +43,7 @@ class SqlitePulls:
         await self._writer.run(add, durable=False, reserve_use=ReserveUse.NONE)
 
     async def mark_recorded(self, now: float) -> None:
-        # `ReserveUse.NONE`: on a full disk, `save` cannot store pulls, so the store must not say that all are recorded.
+        # `ReserveUse.NONE`, as in `save`: if a full disk keeps `save` from storing pulls, this call must fail as well.
         await self._writer.run(
             lambda db: recorded_periods.mark_recorded(db, now), durable=False, reserve_use=ReserveUse.NONE
         )
@@ -54,9 +54,9 @@ class SqlitePulls:
 
 
 def add_mirrored_pull_row(db: apsw.Connection, manifest_id: int, upstream: str, now: float) -> None:
-    """Adds a row with 0 pulls to `manifest_pull` for a mirrored manifest that was just stored. The row has `now`
-    (seconds since 1970) as the time of the last pull. Does nothing if the manifest has a row already. Runs inside a
-    transaction, which the caller commits."""
+    """Adds a row to `manifest_pull` for a mirrored manifest that was just stored: 0 pulls, and `now` (seconds since
+    1970) as the time of the last pull. Does nothing if the manifest has a row. Runs inside a transaction, which the
+    caller commits."""
     db.execute(
         "INSERT INTO manifest_pull (manifest, upstream, last, pulls) VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING",
         (manifest_id, upstream, now),
@@ -64,9 +64,9 @@ def add_mirrored_pull_row(db: apsw.Connection, manifest_id: int, upstream: str, 
 
 
 def add_imported_pull_row(db: apsw.Connection, manifest_id: int, now: float) -> None:
-    """Gives a manifest that was imported from another registry a row with 0 pulls. The row has the time of the import,
-    `now` (seconds since 1970), as the time of the last pull. Does nothing if the manifest was pulled already. Runs
-    inside a transaction, which the caller commits."""
+    """Adds or replaces the row in `manifest_pull` of a manifest that was imported from another registry: 0 pulls, and
+    the time of the import, `now` (seconds since 1970), as the time of the last pull. Does nothing if the row has pulls.
+    Runs inside a transaction, which the caller commits."""
     db.execute(
         "INSERT INTO manifest_pull (manifest, upstream, last, pulls) VALUES (?, '', ?, 0) "
         "ON CONFLICT (manifest) DO UPDATE SET last = excluded.last WHERE pulls = 0",
@@ -75,6 +75,6 @@ def add_imported_pull_row(db: apsw.Connection, manifest_id: int, now: float) -> 
 
 
 def delete_pull_row(db: apsw.Connection, manifest_id: int) -> None:
-    """Deletes the row of a manifest in `manifest_pull`, before the manifest itself is deleted. Runs inside a
+    """Deletes the row of a manifest in `manifest_pull`. Call this before the manifest itself is deleted. Runs inside a
     transaction, which the caller commits."""
     db.execute("DELETE FROM manifest_pull WHERE manifest = ?", (manifest_id,))

@@ -91,14 +91,14 @@ def test_which_requests_count(server: CountingServer) -> None:
     server.answer("GET", 200, is_complete=False)
     server.answer("GET", 200, 50, kind="blobs")
     server.answer("PUT", 201, kind="session")
-    assert server.counts.unstored() == Activity(pulls=3, pushes=1)
+    assert server.counts.compute_unstored() == Activity(pulls=3, pushes=1)
     for state, sent in (("hit", 1), ("stale", 10), ("revalidated", 100), ("miss", 1000)):
         server.answer("GET", 200, sent, kind="blobs", cache_state=state)
     server.answer("GET", 200, 5000, kind="tags", cache_state="hit")
     cells, mirror = server.metrics.cells.own, server.metrics.mirror
     cells[mirror.fetched_bytes.cell("0", "blob")] += 800
     cells[mirror.fetched_bytes.cell("0", "manifest")] += 8
-    assert server.counts.unstored() == Activity(3, 1, hits=3, misses=1, fetched_bytes=808, saved_bytes=111)
+    assert server.counts.compute_unstored() == Activity(3, 1, hits=3, misses=1, fetched_bytes=808, saved_bytes=111)
 
 
 async def test_activity_is_stored_once(server: CountingServer, store: StoredRegistry, clock: Clock) -> None:
@@ -107,7 +107,7 @@ async def test_activity_is_stored_once(server: CountingServer, store: StoredRegi
     clock.now = FULL_HOUR + 600.0
     server.answer("GET", 200)
     await ActivityRecorder(store.activity, store.leases, server.counts, clock).store()
-    assert server.counts.unstored() == Activity()
+    assert server.counts.compute_unstored() == Activity()
     server.answer("GET", 200)
     other_recorder = ActivityRecorder(store.activity, store.leases, server.counts, clock)
     await other_recorder.store()
@@ -126,7 +126,7 @@ async def test_a_new_version_of_the_program_takes_over_the_counts(
     await ActivityRecorder(store.activity, store.leases, server.counts, clock).store()
     server.answer("PUT", 201)
     new_metrics = Metrics(["docker.io"], 1, server.metrics.memory._replace(descriptor=_descriptor_copy(server)))
-    assert new_metrics.activity.unstored() == Activity(pushes=1)
+    assert new_metrics.activity.compute_unstored() == Activity(pushes=1)
 
 
 def _descriptor_copy(server: CountingServer) -> int:
@@ -159,7 +159,7 @@ async def test_a_process_without_cells_of_its_own_stores_nothing(store: StoredRe
     metrics_without_cells = Metrics(
         ["docker.io"], 1, server.metrics.memory._replace(descriptor=_descriptor_copy(server))
     )
-    assert metrics_without_cells.activity.unstored() == Activity(pulls=1)
+    assert metrics_without_cells.activity.compute_unstored() == Activity(pulls=1)
     await ActivityRecorder(store.activity, store.leases, metrics_without_cells.activity, clock).store()
     assert await store.activity.buckets(0, HOUR_SECONDS) == []
 
