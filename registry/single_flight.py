@@ -1,7 +1,7 @@
 """`SingleFlight`: concurrent callers that need the same result share one task.
 
-If a caller is cancelled, it leaves the task. A task that waits to send its first request to another server
-(`waiting_to_send`) is cancelled once all its callers have left. Otherwise clients that disconnect could fill the queue
+If a caller is cancelled, the caller leaves the task. A task that waits to send its first request to another server
+(`waiting_to_send`) is cancelled once all its callers have left, so that clients that disconnect cannot fill the queue
 of waiting tasks. Every other task continues, even without callers.
 """
 
@@ -30,16 +30,18 @@ def start_detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 
 class Flight(asyncio.Task[T]):
-    """A task of `SingleFlight`. `callers`: how many callers wait for its result. `is_kept`: whether the task always
-    continues without callers, because `SingleFlight.start` has returned it or it has begun to send a request.
-    `is_waiting`: whether the task waits to send a request."""
+    """A task of `SingleFlight`.
+
+    - `callers`: how many callers wait for its result.
+    - `is_kept`: whether the task continues even without callers. `SingleFlight.start` and `note_sending` set this.
+    - `is_waiting`: whether the task waits to send a request."""
 
     callers = 0
     is_kept = False
     is_waiting = False
 
     def __init__(self, work: Coroutine[Any, Any, T], give_up: Callable[[Flight[T]], None]) -> None:
-        """Starts the task in the running event loop. `give_up` is called with this flight, and cancels it."""
+        """Starts the task in the running event loop. `give_up` must cancel the flight that it is called with."""
         super().__init__(work, loop=asyncio.get_running_loop(), context=detached_context())
         self._give_up = give_up
 
@@ -67,16 +69,16 @@ def waiting_to_send() -> Iterator[None]:
 
 
 def note_sending() -> None:
-    """Call this when the current task is about to send a request. If the task is a `Flight`, it continues from now on
-    even if all its callers leave, so that the next caller needs no second request."""
+    """Call this when the current task is about to send a request. If the task is a `Flight`, it is no longer cancelled
+    when all its callers leave, so that the next caller can use the response."""
     flight = asyncio.current_task()
     if isinstance(flight, Flight):
         flight.is_kept = True
 
 
 class SingleFlight(Generic[T]):
-    """The running tasks of one kind of work: at most one for each key. A key identifies the result of a task. A new
-    task may start while an earlier task for its key, which was cancelled because its callers left, has not ended yet.
+    """The running tasks of one kind of work: at most one for each key. A key identifies the result of a task. A task
+    that was cancelled because its callers left does not count: a new task for its key may start before it has ended.
 
     `make_stop_error` returns the *stop error*. Callers get this error if `aclose` cancels their task. After `aclose`,
     they get this error instead of a new task."""
@@ -103,7 +105,7 @@ class SingleFlight(Generic[T]):
         return flight
 
     def leave(self, flight: Flight[T]) -> None:
-        """Counts one caller less. A caller of `join` calls this when it stops waiting."""
+        """Counts one caller less. Each caller of `join` must call this method when it stops waiting."""
         flight.callers -= 1
         flight.give_up_if_unwanted()
 
@@ -112,9 +114,9 @@ class SingleFlight(Generic[T]):
         exception of the task, or the stop error.
 
         If the caller is cancelled, the task continues, with one exception: the task is cancelled if it waits to send
-        its first request, has no other caller and was not returned by `start`. If the caller is itself a flight, it
-        counts as `waiting_to_send` during this call. For example, the flight for a manifest may wait for the flight for
-        a token."""
+        its first request, has no other caller and was not returned by `start`. A caller that is itself a flight is
+        `waiting_to_send` during this call: for example, the flight for a manifest that waits for the flight for a
+        token."""
         flight = self.join(key, work)
         try:
             with waiting_to_send():
@@ -193,9 +195,8 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
 async def finish_in_thread(call: Callable[[], T]) -> T:
     """Runs `call` in a thread and returns its result. Raises the errors of `call`.
 
-    If the caller is cancelled, waits for the end of `call` before it raises CancelledError. A thread cannot be stopped.
-    Without the wait, the caller would release its locks and limits while the thread still works. A client that
-    disconnects could keep any number of threads busy."""
+    If the caller is cancelled, waits for the end of `call` and then raises CancelledError. A thread cannot be stopped,
+    so the caller must keep its locks and its places under limits until `call` has ended."""
     running_call = asyncio.ensure_future(asyncio.to_thread(call))
     try:
         return await asyncio.shield(running_call)
@@ -204,8 +205,8 @@ async def finish_in_thread(call: Callable[[], T]) -> T:
 
 
 async def wait_uncancelled(future: Awaitable[Any]) -> None:
-    """Waits until `future` is done. Ignores its result and exception. Also ignores a cancellation of the caller, which
-    must raise CancelledError itself if needed."""
+    """Waits until `future` is done. Ignores its result and exception. Also ignores a cancellation of the caller, so the
+    caller must raise CancelledError itself if it should end."""
     task = asyncio.ensure_future(future)
     while not task.done():
         try:

@@ -1,5 +1,5 @@
-"""The interface of the store of the server's activity over time (`ActivityLog`): counts of pulls and pushes, and of the
-mirrors' cache hits and misses, for each hour of the last month."""
+"""`ActivityLog`: the interface of a store that counts, for each hour of the last month, the pulls, the pushes, and the
+cache hits and misses of the mirrors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ActivityBucket:
 
 
 class ActivityLog(Protocol):
-    """The store of the activity, which all processes share."""
+    """The store of the activity. All processes share this store."""
 
     async def add(self, at: float, activity: Activity) -> None:
         """Adds activity to the hour that contains `at` (in seconds since 1970), and deletes the counts of hours that
@@ -48,7 +48,7 @@ class ActivityLog(Protocol):
         ...
 
     async def buckets(self, since: float, seconds: int) -> list[ActivityBucket]:
-        """Returns the activity since `since`, oldest first, in buckets of `seconds`, a multiple of an hour. Each bucket
-        starts at a multiple of `seconds` since 1970. The bucket that contains `since` is whole, so it can include
-        earlier activity. Leaves out empty buckets."""
+        """Returns the activity since the time `since` (in seconds since 1970), in buckets, oldest first. `seconds` is
+        the length of each bucket, and must be a multiple of an hour. Each bucket starts at a multiple of `seconds`. The
+        first bucket can include activity before `since`. Leaves out empty buckets."""
         ...

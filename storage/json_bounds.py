@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from typing import Final
 
 QUICK_PARSE_BYTES: Final = 16 * 1024
-"""Size in bytes up to which a document is parsed quickly, whatever it contains. `check_bounds` accepts such a document
-without a check."""
+"""Largest size in bytes of a document that `check_bounds` accepts without a check. Parsing such a document is quick,
+whatever it contains."""
 _SLICE_BYTES: Final = 64 * 1024
-"""Size of the slices in which a document is checked."""
+"""Size in bytes of the slices in which a document is checked."""
 _MAX_NUMBER_CHARACTERS: Final = 64
 """Largest number of characters of one number. The limit exists because the time to parse a number grows with the square
 of its length."""
 _VALUE_MARKS: Final = b"[{,"
 """Bytes that `check_bounds` counts outside strings. The number of values in a document is at most one more than the
-number of these bytes: each value except the outermost one is the first in an array or object, or follows a comma."""
+number of these bytes: each value except the outermost one is the first in its array or object, or follows a comma."""
 
 
 class OutOfBounds(ValueError):
-    """A document exceeds a limit. The text of the error says which one, such as "it holds more than 60000 values"."""
+    """A document exceeds a limit. The text of the error names the limit, such as "it holds more than 60000 values"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ BOUNDS: Final = Bounds()
 
 def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
     """Raises OutOfBounds if `body` has too many values or backslashes. Checks nothing if `body` has at most
-    `QUICK_PARSE_BYTES`. Does not check whether `body` is valid JSON. Does not check the length of numbers: a decoder
-    checks it with `parse_bounded_int` and `parse_bounded_float`."""
+    `QUICK_PARSE_BYTES`. Does not check whether `body` is valid JSON. Does not check the length of numbers, which
+    `parse_bounded_int` and `parse_bounded_float` check during the parsing."""
     if len(body) <= QUICK_PARSE_BYTES:
         return
     value_count = backslash_count = start = 0
@@ -80,19 +80,22 @@ def _slice_end(body: bytes, start: int) -> int:
 
 
 def load_bounded(body: bytes, bounds: Bounds = BOUNDS) -> object:
-    """Checks and parses a JSON document in UTF-8. Raises OutOfBounds, ValueError (not JSON), RecursionError
-    (nested too deeply)."""
+    """Checks and parses a JSON document in UTF-8. Raises:
+
+    - OutOfBounds if the document exceeds a limit.
+    - another ValueError if the document is not JSON in UTF-8.
+    - RecursionError if the document is nested too deeply."""
     check_bounds(body, bounds)
     return _DECODER.decode(body.decode("utf-8"))
 
 
 def parse_bounded_int(text: str) -> int:
-    """Parses an integer, for the parameter `parse_int` of `json.JSONDecoder`. Raises OutOfBounds if it is too long."""
+    """Parses an integer, as `parse_int` of `json.JSONDecoder`. Raises OutOfBounds if `text` is too long."""
     return int(_checked_number(text))
 
 
 def parse_bounded_float(text: str) -> float:
-    """Parses a float, for the parameter `parse_float` of `json.JSONDecoder`. Raises OutOfBounds if it is too long."""
+    """Parses a float, as `parse_float` of `json.JSONDecoder`. Raises OutOfBounds if `text` is too long."""
     return float(_checked_number(text))
 
 

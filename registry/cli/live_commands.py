@@ -26,28 +26,27 @@ finished by the old workers. SIGUSR2 to the server does the same."""
 
 
 def reload(config: ConfigOption = None, data: DataOption = None) -> None:
-    """Asks the server for a reload, waits for it and prints its outcome."""
-    _ask(load_or_fail(config, data=data).settings, "reload")
+    """Asks the server for a reload, waits until the reload has ended, and prints the outcome."""
+    _send_request(load_or_fail(config, data=data).settings, "reload")
 
 
 def restart(config: ConfigOption = None, data: DataOption = None) -> None:
-    """Asks the server for a restart, waits for it and prints its outcome."""
-    _ask(load_or_fail(config, data=data).settings, "restart")
+    """Asks the server for a restart, waits until the restart has ended, and prints the outcome."""
+    _send_request(load_or_fail(config, data=data).settings, "restart")
 
 
-def _ask(settings: Settings, request: str) -> None:
-    """Sends a request to the server that uses the data directory, and prints the response. If there is no such server,
-    or if the server refuses the request, prints the reason and ends the command with exit code 1.
+def _send_request(settings: Settings, action: str) -> None:
+    """Sends the request `action` to the server that uses the data directory, and prints the response. If no server uses
+    the data directory, or if the server refuses the request, prints the reason and ends the command with exit code 1.
 
-    Other commands switch from root to the owner of the data directory, so that their new files belong to the owner.
-    This one creates no files, and stays root, because the owner may have no access to a parent directory: with
-    DynamicUser, systemd puts the data directory below /var/lib/private, which only root can enter."""
+    Does not switch from root to the owner of the data directory: the owner may have no access to a parent directory.
+    For example, systemd with DynamicUser puts the data directory below /var/lib/private, which only root can enter."""
     from registry.server.process.control_socket import ControlUnavailable, ask_server
     from storage.composition import layout_of
 
     with one_line_errors():
         try:
-            response = ask_server(layout_of(settings.data).control, {"do": request})
+            response = ask_server(layout_of(settings.data).control, {"do": action})
         except ControlUnavailable as error:
             fail(error.message)
         if not response["ok"]:

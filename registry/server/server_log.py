@@ -12,8 +12,8 @@ log = logging.getLogger("registry.server")
 
 _LOGGERS = ("registry.server", "asyncio")
 _MAX_LOGGED_ERRORS = 256
-"""Largest number of different errors that one `LoopErrors` logs. Without this bound, errors with ever new texts could
-fill the log and the memory."""
+"""Largest number of different errors that one `LoopErrorHandler` logs. Without this limit, errors that all have
+different texts could fill the log and the memory."""
 
 
 def set_up_server_logging() -> None:
@@ -30,9 +30,9 @@ def set_up_server_logging() -> None:
     log.setLevel(logging.INFO)
 
 
-class LoopErrors:
-    """An exception handler for an event loop. Logs each different error once, because a callback can fail again for
-    every packet."""
+class LoopErrorHandler:
+    """An exception handler for an event loop. Logs an error only once, because a callback can fail in the same way for
+    every packet. Logs at most `_MAX_LOGGED_ERRORS` different errors."""
 
     def __init__(self) -> None:
         self._logged: set[str] = set()  # message and exception of each logged error

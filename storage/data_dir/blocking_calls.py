@@ -1,9 +1,7 @@
-"""Runs blocking calls in a thread pool (`ThreadPool`), and turns an OSError that they raise into an error of
-`storage.errors`.
+"""Runs blocking calls in a thread pool (`ThreadPool`). Turns an OSError of a call into an error of `storage.errors`.
 
-`run_in_thread` replaces asyncio's `shield(run_in_executor(…))`: `run_in_thread` takes two iterations of the event loop
-per call, and asyncio's takes seven. In the push of a small blob, passing calls to threads and results back takes more
-than half of the time.
+`run_in_thread` is faster than asyncio's `shield(run_in_executor(…))`: a call takes two iterations of the event loop
+instead of seven.
 """
 
 from __future__ import annotations
@@ -24,8 +22,8 @@ T = TypeVar("T")
 
 
 class _AsStorageErrors:
-    """The context manager that `as_storage_errors` returns. It is a class because each read of a small blob uses it,
-    and a class is five times faster than a `contextmanager` function."""
+    """The context manager that `as_storage_errors` returns. It is a class because a class is five times
+    faster than a `contextmanager` function."""
 
     def __enter__(self) -> None: ...
 
@@ -38,8 +36,8 @@ _AS_STORAGE_ERRORS = _AsStorageErrors()
 
 
 def storage_error(error: OSError, failure: str = "the registry's storage failed") -> StorageFull | StorageFailed:
-    """Returns the registry error for an error of the operating system: StorageFull, TooManyOpenFiles or StorageFailed.
-    `failure`: the first part of the message, which says what failed."""
+    """Returns the error of `storage.errors` for an OSError: StorageFull, TooManyOpenFiles or StorageFailed. `failure`
+    says what failed; the message of a StorageFailed begins with it."""
     if error.errno in DISK_FULL_ERRNOS:
         return StorageFull()
     if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -54,8 +52,8 @@ def as_storage_errors() -> AbstractContextManager[None]:
 
 class UncancellableFuture(asyncio.Future[T]):
     """A future for the result of a blocking call. It cannot be cancelled: if the task that awaits it is cancelled, the
-    task gets the CancelledError only after the call has ended. If the task holds a lock during the call, it therefore
-    does not release the lock while the call runs."""
+    task gets the CancelledError only after the call has ended. A lock that the task holds thus stays locked while the
+    call runs."""
 
     def cancel(self, msg: Any | None = None) -> bool:
         return False
@@ -67,8 +65,7 @@ async def result_or_close(call: UncancellableFuture[T], close: Callable[[T], obj
     try:
         return await call
     except asyncio.CancelledError:
-        # The call has ended, because an `UncancellableFuture` delays the CancelledError until then. `done()` is only a
-        # safeguard: `exception()` raises an error if the future is not done.
+        # An `UncancellableFuture` delays the CancelledError until the call has ended; `done()` is only a safeguard.
         if call.done() and call.exception() is None:
             close(call.result())
         raise
@@ -102,18 +99,18 @@ class ThreadPool(ThreadPoolExecutor):
     """A ThreadPoolExecutor for machines that limit the number of threads, for example by `docker run --pids-limit` or
     by `TasksMax` of systemd.
 
-    `ThreadPoolExecutor.submit` puts the call into its queue, and then starts a thread. If it cannot start a thread, it
-    raises RuntimeError, but leaves the call in the queue. A running thread can make the call later, and nobody gets the
-    result. If `submit` of this class cannot start a thread, there are two cases:
+    `submit` differs from that of ThreadPoolExecutor only if it cannot start a thread:
 
-    - Another thread of the pool is running: `submit` does not raise, and the running thread makes the call.
-    - No thread of the pool is running: `submit` raises RuntimeError, and the call is never made.
+    - If another thread of the pool is running, `submit` raises no error, and a running thread makes the call.
+    - If no thread of the pool is running, `submit` raises RuntimeError, and the call is never made.
+
+    In both cases, `ThreadPoolExecutor.submit` raises RuntimeError but leaves the call in its queue.
     """
 
     def _adjust_thread_count(self) -> None:
         """Starts a thread, if one is needed, for the call that `submit` has just put into the queue. If the start
-        fails and no thread is running, removes all calls from the queue and raises RuntimeError. `submit` holds the
-        pool's lock when it calls this method."""
+        fails and no thread is running, removes all calls from the queue and raises RuntimeError. `submit` holds
+        the pool's lock when it calls this method."""
         try:
             super()._adjust_thread_count()
         except RuntimeError:

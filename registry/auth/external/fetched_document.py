@@ -1,6 +1,6 @@
 """`FetchedDocument`: a cached document of another service, such as the public keys of a token issuer.
 
-The document is fetched when it is first needed, and fetched again when it is old.
+The document is fetched only when a caller calls `refresh` or `start_refresh`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from registry.single_flight import SingleFlight
 T = TypeVar("T")
 
 _FETCH_KEY: Final = "fetch"
-"""The only key in `FetchedDocument._fetches`. At most one fetch runs, because `_fetches` runs at most one task for each
-key."""
+"""The only key in `FetchedDocument._fetches`, which runs at most one task for each key, so at most one fetch runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +36,7 @@ class FetchTimes:
 
 
 class FetchedDocument(Generic[T]):
-    """A document that `fetch` gets from another service. Concurrent callers of `refresh` share one fetch. The
-    constructor fetches nothing.
+    """A document that `fetch` gets from another service. Concurrent callers of `refresh` share one fetch.
 
     `fetch` must return the document, or None after a failure. It must not raise errors. `clock` returns monotonic
     seconds.
@@ -49,7 +47,7 @@ class FetchedDocument(Generic[T]):
         self._times = times
         self._clock = clock
         self._document: T | None = None
-        # These times are in the past, so that `is_fresh` is False at first, and no pause delays the first fetch.
+        # Both times are in the past, so that `is_fresh` is False at first, and no pause delays the first fetch.
         self._fetched_at = -times.max_age
         self._next_fetch_at = -times.max_age
         self.last_fetch_failed = False
@@ -69,8 +67,8 @@ class FetchedDocument(Generic[T]):
         return self._age < self._times.refresh_age
 
     async def refresh(self) -> None:
-        """Fetches the document and waits until the fetch has ended. If a fetch is running already, waits for this fetch
-        and starts none. Does nothing during the pause after a fetch. Does nothing after `aclose`. If the caller is
+        """Fetches the document and waits until the fetch has ended. If a fetch is running already, waits for the
+        running fetch and starts none. Does nothing during the pause after a fetch, or after `aclose`. If the caller is
         cancelled, the fetch continues."""
         if self._can_refresh:
             await self._fetches.settle(_FETCH_KEY, work=self._fetch_and_store)

@@ -5,13 +5,12 @@ with its rights. A grant allows a *grantee* (an account, a group, all accounts, 
 repositories whose names match a pattern. Grants only add rights; no grant takes rights away.
 
 The *epoch* is a number in the store. It increases when any worker changes an account, a group, a grant or a signing
-key, or revokes an API token. When the epoch has changed, this module computes rights again. An account can have
-thousands of grants, and any account can change the epoch often, such as by revoking its own API tokens. So this module
-caches the grants, and reads them from the store again only after the *version* of the grants has changed. The version
-is another number in the store, which increases only when a grant changes.
+key, or revokes an API token. When the epoch has changed, this module computes rights again, from cached grants. The
+*version* of the grants is another number in the store. It increases only when a grant changes. When the version has
+changed, this module reads the grants from the store again.
 
-A process caches thousands of principals: an account has one for each of its bearer tokens. To save memory, all
-principals to which the same grants apply share one `Rights` object, even if the principals have different epochs.
+To save memory, all principals to which the same grants apply share one `Rights` object, even if the principals have
+different epochs.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ _MIRRORED_ACTION_BITS: Final = (Action.PULL | Action.DELETE).value
 
 _MAX_MERGED_GRANTS: Final = 200
 """If a grantee has at most this many grants, `Policy._merge` merges their patterns with those of other grantees. The
-larger name sets of a grantee with more grants are not merged: all `Rights` objects with the grantee's grants share
-them."""
+name sets of a grantee with more grants are not merged, so that all `Rights` objects with these grants can share the
+name sets."""
 _GRANTS_PER_STEP: Final = 2_000
 """After reading this number of grants, `Policy.prepare` and `Policy.grants_on` let the event loop run other tasks."""
 _GRANTEE_COST: Final = 20
@@ -53,7 +52,8 @@ class GranteeGrants:
     """The grants of one grantee. Objects of this class are equal only if they are the same object, so a frozenset of
     such objects is a dictionary key that is fast to compare.
 
-    - `names`: the granted names by combination of actions. An `Action` is a set of flags, such as `PULL | PUSH`.
+    - `names`: for each combination of actions, the granted repository names. An `Action` is a set of flags, such as
+      `PULL | PUSH`.
     - `size`: the number of grants.
     """
 
@@ -66,8 +66,8 @@ class GranteeGrants:
 
 
 class _CachedGrants(NamedTuple):
-    """The cached `grants` of a grantee. `version` is the version of all grants in the store when `grants` was last
-    read."""
+    """The cached `grants` of a grantee. `version` is the version of the store's grants at the last time when `grants`
+    were read."""
 
     grants: GranteeGrants
     version: int
@@ -91,9 +91,9 @@ class IdentityCheck(Protocol):
 class Policy:
     """Computes the rights of identities.
 
-    The registry is *open* until the first account is added. While it is open, every client may pull, push and delete,
-    except below the `guarded` upstreams. After the first account was added, the registry stays closed for good: each
-    request needs a grant, or the account of an admin, who may do everything.
+    The registry is *open* until the first account is added. If `is_closed`, it is never open. While the registry is
+    open, every client may pull, push and delete everything except the content of the `guarded` upstreams. A closed
+    registry never opens again: each request needs a grant, or the account of an admin, who may do everything.
 
     - `identity_check`: checks whether an identity is still valid.
     - `naming`: returns the stored names to which a requested name can lead. Mirrored content is stored under the name
@@ -146,8 +146,8 @@ class Policy:
 
     async def prepare(self, identity: Identity) -> None:
         """Reads and caches the grants that the method `principal` needs for this identity. Pauses now and then so that
-        other tasks can run. `principal` itself does not pause: without an earlier call of this method, it blocks the
-        event loop until it has read all the grants."""
+        other tasks can run. Call this method before `principal`, which blocks the event loop while it reads grants that
+        are not cached."""
         if not self.is_closed:
             return
         cost_since_pause = 0
@@ -186,7 +186,7 @@ class Policy:
                 await asyncio.sleep(0)
                 if not page.more or not page.items:
                     break
-                after = f"{page.items[-1].subject} {page.items[-1].pattern}"  # the store sorts grants by this text
+                after = f"{page.items[-1].subject} {page.items[-1].pattern}"  # the key of the last grant
         return grants[:limit]
 
     def _applies(self, pattern: NamePattern, stored_name: str) -> bool:
@@ -197,14 +197,14 @@ class Policy:
         """Returns the principal of an identity, with its current rights. While the registry is open, returns the one
         principal that all clients share.
 
-        First checks whether the identity is still valid, and raises Unauthorized if it is not. `checked_at` is the
-        epoch at which the identity was last checked; None: the identity was not checked before. Skips the check if
-        `checked_at` is still the current epoch and the identity's source outside the store is unchanged.
+        If the registry is closed, checks whether the identity is still valid, and raises Unauthorized if it is not.
+        `checked_at` is the epoch at which the identity was last checked, or None if it was never checked. Skips the
+        check if `checked_at` is still the current epoch and the identity's source outside the store is unchanged.
         """
         if not self.is_closed:
             return self._open_principal
-        # The epoch is read before the rights. If the rights change between these two reads, the principal has an old
-        # epoch, and the next request computes a new principal.
+        # The epoch is read before the rights. If the rights change between the two reads, the principal has an old
+        # epoch, so the next request computes a new principal.
         epoch = self.accounts.epoch()
         is_checked = checked_at == epoch and self.identity_check.is_stamp_current(identity)
         current_identity = identity if is_checked else self.identity_check.check(identity)
@@ -292,9 +292,8 @@ class Policy:
 
     def _grants_of(self, grantee: Grantee, version: int) -> GranteeGrants:
         """Returns the grants of a grantee. `version` is the current version of all grants. If the cached grants of the
-        grantee were read at this version, returns them. Otherwise reads the grantee's grants again; if they are
-        unchanged, returns the same object as before. The cache saves time because many accounts share a grantee, such
-        as a group or everyone."""
+        grantee were read at this version, returns them. Otherwise reads the grantee's grants again; if the grants are
+        unchanged, returns the same object as before."""
         cached = self._cached_grants.get(grantee)
         if cached is not None and cached.version == version:
             return cached.grants

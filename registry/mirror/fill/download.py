@@ -151,7 +151,7 @@ class Download:
             request.is_new_connection and sink.endpoint is None for sink, request in self._requests.items()
         )
         self._concurrency.observe(
-            self._loop.time(), self._received_bytes, len(self._connections), is_waiting=awaits_first_byte
+            self._loop.time(), self._received_bytes, len(self._connections), awaits_first_byte=awaits_first_byte
         )
         self._cancel_stragglers()
 

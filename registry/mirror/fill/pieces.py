@@ -1,17 +1,16 @@
 """Splits the download of a blob into pieces (`PiecePlan`), chooses the piece length and the number of connections
 (`AdaptiveConcurrency`), and finds slow connections (`StragglerDetector`).
 
-A *piece* is the byte range of one request. Pieces that are requested at the same time never overlap. They are requested
-in ascending order, so that readers can follow. If a reader waits for a later byte, the piece with this byte is
-requested next. Each request names both ends of its range. If a request named only the start, the upstream would send
-all bytes up to the end of the blob. The request would have to be cancelled at the end of its piece, and bytes that are
-already on their way would be wasted.
+A *piece* is the byte range of one request. Pieces that are requested at the same time never overlap. A *reader* is a
+client that receives the blob while the download runs. Pieces are requested in ascending order, but a piece that begins
+at a byte for which a reader waits comes first. Each request names both ends of its range, so that the upstream sends
+no byte after the end of the piece.
 
 A *straggler* is a connection that is much slower than the others. When all bytes have been requested, the requests of
-stragglers are cancelled, and the missing bytes of their pieces are requested again over other connections. That would
-not help if all connections were slow. So a connection's rate is not compared with a fixed rate, but with the rates of
-the other connections and of pieces that ended a short time ago. Each cancellation discards the rates of the ended
-pieces. Otherwise, if the whole download became slower, its connections would be cancelled again and again.
+stragglers are cancelled, and the missing bytes of their pieces are requested again over other connections. The rate of
+a connection is compared with the rates of the other connections and of pieces that ended a short time ago. Each
+cancellation discards the rates of the ended pieces, so that a download that becomes slower as a whole does not lose its
+connections again and again.
 """
 
 from __future__ import annotations
@@ -25,32 +24,33 @@ from typing import Final, Generic, TypeVar
 MIB: Final = 1 << 20
 """Number of bytes in a mebibyte."""
 SMALLEST_PIECE_BYTES: Final = MIB
+"""Smallest length of a piece in bytes. Only a piece at the end of a range of missing bytes may be smaller."""
 LARGEST_PIECE_BYTES: Final = 64 * MIB
+"""Largest length of a piece in bytes. Only a piece at the end of a range of missing bytes may be slightly larger."""
 FIRST_PIECE_BYTES: Final = 2 * MIB
-"""Smallest, largest and first length of a piece in bytes. A piece at the end of a range of missing bytes may be
-smaller."""
+"""Length of a piece in bytes until the first piece has arrived."""
 RATE_WINDOW_SECONDS: Final = 0.1
 """Length of a *window*: a period over which the total rate of the download is measured."""
 MIN_SPEEDUP: Final = 1.25
-"""Factor by which the rate must grow after the number of connections was doubled. If the rate grows less, the doubling
-is undone."""
+"""Factor by which the rate must grow after a doubling of the number of connections. If the rate grows less, the
+doubling is undone."""
 WINDOWS_WITHOUT_SPEEDUP: Final = 2
-"""The doubling is undone after this number of windows in a row with too little growth. One such window is not enough,
+"""Number of windows in a row with too little growth after which the doubling is undone. One window is not enough,
 because many upstreams send in bursts."""
 FAST_CONNECTION_RATE: Final = 64 * MIB
-"""Rate in bytes per second. If the connections are faster than this on average, more connections would not help."""
+"""Rate of a connection in bytes per second. While the connections are faster on average, no connections are added."""
 GROWTH_PAUSE_SECONDS: Final = 2.0
+"""First pause until the number of connections may be doubled again. After each doubling that is undone, the next pause
+is twice as long."""
 LONGEST_GROWTH_PAUSE_SECONDS: Final = 16.0
-"""First and longest pause until the number of connections may be doubled again. Each doubling that is undone makes the
-next pause twice as long."""
+"""Longest pause until the number of connections may be doubled again."""
 FIRST_BYTES_SECONDS: Final = 1.0
-"""While a new connection waits for its first byte, no window is evaluated, but for at most this time after the last
-doubling."""
+"""Longest time after a doubling in which the rate is not measured because a new connection waits for its first byte."""
 
 
 class Piece:
-    """The byte range of one request: from offset `start` up to, but without, `stop`. `next_offset`: offset of the first
-    byte that is not stored yet. The thread that reads the response advances it."""
+    """The byte range of one request. `start`: offset of its first byte. `stop`: offset of the byte after its last one.
+    `next_offset`: offset of the first byte that is not stored yet; the thread that reads the response increases it."""
 
     __slots__ = ("next_offset", "start", "stop")
 
@@ -60,7 +60,7 @@ class Piece:
 
 
 class PiecePlan:
-    """The missing byte ranges of a blob, without those that a connection is requesting. Not thread-safe. The methods
+    """The byte ranges of a blob that are missing and that no connection is requesting. Not thread-safe. The methods
     use binary search, because thousands of clients can read different ranges of one blob."""
 
     def __init__(self, gaps: Iterable[tuple[int, int]]) -> None:
@@ -82,7 +82,7 @@ class PiecePlan:
             return None
         index, piece_start = self._find_start(reader_offsets)
         start, stop = self._starts[index], self._stops[index]
-        # If at most half of the smallest piece would be left of the range, takes the whole rest.
+        # Takes the whole rest of the range if at most `SMALLEST_PIECE_BYTES // 2` bytes would be left.
         piece_stop = piece_start + length if stop - piece_start - length > SMALLEST_PIECE_BYTES // 2 else stop
         remaining_gaps = [gap for gap in ((start, piece_start), (piece_stop, stop)) if gap[0] < gap[1]]
         self._starts[index : index + 1] = [gap_start for gap_start, _ in remaining_gaps]
@@ -91,7 +91,7 @@ class PiecePlan:
         return Piece(piece_start, piece_stop)
 
     def give_back(self, piece: Piece) -> None:
-        """Puts the bytes of `piece` that are not stored back into the plan."""
+        """Adds to the plan those bytes of `piece` that are not stored yet."""
         start, stop = piece.next_offset, piece.stop
         if start >= stop:
             return
@@ -123,8 +123,8 @@ class PiecePlan:
 
 class AdaptiveConcurrency:
     """Adapts the number of connections of one download (`connections`) and the piece length in bytes (`piece_length`)
-    to the measured rate. Doubles the number of connections until a doubling does not make the download faster.
-    Undoes that doubling, and tries again after a pause. Times are seconds of any monotonic clock; rates are bytes per
+    to the measured rate. Doubles the number of connections until a doubling does not make the download faster. Undoes
+    this last doubling, and tries again after a pause. Times are seconds of any monotonic clock; rates are bytes per
     second."""
 
     def __init__(self, max_connections: int, now: float) -> None:
@@ -168,12 +168,12 @@ class AdaptiveConcurrency:
         target_length = min(max(target_length, self.piece_length / 2), self.piece_length * 2)
         self.piece_length = int(min(max(target_length, SMALLEST_PIECE_BYTES), LARGEST_PIECE_BYTES))
 
-    def observe(self, now: float, received: int, open_connections: int, is_waiting: bool) -> None:
+    def observe(self, now: float, received: int, open_connections: int, awaits_first_byte: bool) -> None:
         """Adapts the number of connections to the progress until `now`. `received`: number of bytes received so far.
-        `open_connections`: the present number of connections. `is_waiting`: whether a new connection still waits for
-        its first byte. Call this method often."""
+        `open_connections`: the present number of connections. `awaits_first_byte`: whether a new connection still
+        waits for its first byte. Call this method often."""
         window_started_at, received_before = self._window_start
-        if is_waiting and now - self._doubled_at < FIRST_BYTES_SECONDS:
+        if awaits_first_byte and now - self._doubled_at < FIRST_BYTES_SECONDS:
             self._window_start = (now, received)
             return
         if now - window_started_at < RATE_WINDOW_SECONDS:
@@ -190,7 +190,7 @@ class AdaptiveConcurrency:
             self._windows_without_speedup += 1
             if self._windows_without_speedup < WINDOWS_WITHOUT_SPEEDUP:
                 return
-            if open_connections <= self._previous_connections:  # the upstream's limit has allowed no further ones
+            if open_connections <= self._previous_connections:  # the upstream's limit allows no more
                 self.reduce_connections(now, open_connections)
                 return
             self.connections = self._previous_connections
@@ -204,14 +204,14 @@ class AdaptiveConcurrency:
             self._pause_growth(now, rate)
 
     def reduce_connections(self, now: float, available: int) -> None:
-        """Reduces the number of connections to `available`, because other downloads use the rest of the connections
-        that the upstream's limit allows."""
+        """Reduces the number of connections to `available`, the number of connections that other downloads leave of the
+        upstream's limit."""
         self.connections = max(1, min(self.connections, available))
         self._pause_growth(now, 0.0)
         self._paused_until = now + 2 * RATE_WINDOW_SECONDS
 
     def note_broken_connection(self, now: float) -> None:
-        """Halves the number of connections after one has broken."""
+        """Halves the number of connections after a connection has broken."""
         self.connections = max(1, self.connections // 2)
         self._pause_growth(now, 0.0)
 
@@ -228,8 +228,8 @@ class AdaptiveConcurrency:
 
     def _pause_growth(self, now: float, rate: float) -> None:
         """Starts a pause in which the number of connections is not doubled. `rate`: the rate that is expected during
-        the pause. The pause ends early if the measured rate falls below half of the expected one; with 0, it does not
-        end early."""
+        the pause. The pause ends early if the measured rate falls below half of `rate`. If `rate` is 0, the pause does
+        not end early."""
         self._is_paused = True
         self._expected_rate = rate
         self._paused_until = now + self._pause_seconds
@@ -241,13 +241,13 @@ STRAGGLER_WINDOW_SECONDS: Final = 2.0
 """Length of a *connection window*: a period over which the rate of one connection is measured. The first window
 of a connection starts with the first byte of its response."""
 RECENT_SECONDS: Final = 30.0
-"""Time for which the rate of a piece is used for comparison after the piece has ended."""
+"""Time after the end of a piece for which its rate is used for comparison."""
 MAX_ENDED_RATES: Final = 16
 """Largest number of ended pieces whose rates are used for comparison."""
 SLOWNESS_FACTOR: Final = 4.0
 """A straggler is more than this many times slower than the median of the rates that it is compared with."""
 MIN_SAVED_SECONDS: Final = 2.0
-"""A straggler's request is cancelled only if this saves more than this number of seconds, by estimate."""
+"""A straggler's request is cancelled only if the cancellation saves more than this time, by estimate."""
 
 
 class StragglerDetector(Generic[K]):
@@ -279,9 +279,9 @@ class StragglerDetector(Generic[K]):
                 self._window_starts[key] = (now, received)
 
     def find(self, now: float, missing_by_connection: Mapping[K, int]) -> list[K]:
-        """Returns the keys of the stragglers, whose requests should be cancelled. If there are any, forgets their rates
-        and those of all ended pieces. `missing_by_connection`: for each running connection, the number of bytes of its
-        piece that have not arrived."""
+        """Returns the keys of the stragglers, whose requests should be cancelled. If there are stragglers,
+        forgets their rates and the rates of all ended pieces. `missing_by_connection`: for each running connection, the
+        number of bytes of its piece that have not arrived."""
         ended_rates = [rate for ended_at, rate in self._ended_rates if now - ended_at <= RECENT_SECONDS]
         stragglers = []
         for key, missing in missing_by_connection.items():

@@ -1,5 +1,5 @@
-"""Opens the listening socket, and defines the options for its connections. Both are created once, before any worker is
-forked."""
+"""Opens the listening socket, and defines the options for its connections. The socket and the options are created once,
+before any worker is forked."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from registry.server.gate.per_address_limit import PerAddressLimit
 from registry.server.gate.trusted_proxies import TrustedProxies
 
 BACKLOG = 2048
-"""Largest number of new connections that the kernel queues until a worker accepts them. If the kernel's setting
-net.core.somaxconn is lower, that number applies."""
+"""Largest number of new connections that the kernel queues until a worker accepts them. The kernel's setting
+net.core.somaxconn can lower this number."""
 
 _BRACKETED_HOST_PORT = re.compile(r"\[([^\[\]]+)\]:(\d{1,5})")
 """An IPv6 address in brackets, and a port."""
@@ -43,9 +43,9 @@ def bind(listen: str) -> socket.socket:
     Examples: `127.0.0.1:5000`; `[::1]:5000`; `:5000` for all IPv4 addresses. With port 0 the system chooses a free
     port.
 
-    Call this function before the workers are forked, so that the server notices a port in use before it starts. It
-    calls listen(2) too: on Linux, bind(2) allows several sockets with SO_REUSEADDR on one port, and only listen(2)
-    fails. Clients that connect before the workers are ready wait in the kernel's queue.
+    Call this function before the workers are forked, so that a port in use is an error before any worker starts. Also
+    calls listen(2), because on Linux bind(2) allows several sockets with SO_REUSEADDR on one port.
+    Clients that connect before the workers are ready wait in the kernel's queue.
     """
     host, port = _split(listen)
     family, address = _look_up(host, port, listen)
@@ -74,10 +74,10 @@ def address_of(sock: socket.socket) -> str:
 
 
 def overlaps(listen: str, used: str) -> bool:
-    """Returns whether no socket can listen on `listen` while another socket listens on `used`. This is so if both have
-    the same port, and either the same host or one host that stands for all addresses. Compares only the texts and looks
-    up no host names, so this function does not find every conflict. Returns False if a text is malformed, or if a port
-    is 0."""
+    """Returns whether two sockets cannot listen on the addresses `listen` and `used` (each HOST:PORT) at the same time.
+    Two addresses overlap if the ports are the same, and the hosts are the same or one of the hosts stands for all
+    addresses. Compares only the texts: does not notice if two different host names lead to one address. Returns False
+    if a text is malformed, or if a port is 0."""
     try:
         (host, port), (used_host, used_port) = _split(listen), _split(used)
     except ListenError:
@@ -107,7 +107,7 @@ def _split(listen: str) -> tuple[str, int]:
 
 def _look_up(host: str, port: int, listen: str) -> tuple[int, tuple[object, ...]]:
     """Returns the address family and the socket address of a host. Raises ListenError for an unknown host. `listen` is
-    the whole text, for the error."""
+    HOST:PORT, for the error's message."""
     try:
         address_infos = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:

@@ -1,10 +1,10 @@
-"""Sends commands from the supervisor (the parent process) to a worker, over a pair of connected sockets. Each message
-on these sockets is received as a whole.
+"""Sends commands from the supervisor (the parent process) to a worker, over a pair of connected sockets. The sockets
+keep the boundaries between messages (SOCK_SEQPACKET).
 
 A command is the line `NUMBER NAME`. If the command has a payload, the descriptor of an anonymous file with the payload
-is sent with the line. So even a large payload takes no space in the socket's buffer. The worker runs its commands one
-after another, and answers each with `NUMBER ok` or `NUMBER failed REASON`. An answer has the number of its command, so
-the supervisor can tell it from the late answer to an earlier command.
+is sent with the line, so that a large payload takes no space in the socket's buffer. The worker runs its commands one
+after another, and answers each with `NUMBER ok` or `NUMBER failed REASON`. NUMBER shows which command an answer belongs
+to, because an answer can arrive after the supervisor has stopped waiting for it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from dataclasses import dataclass
 
 from registry.server.server_log import log
 
-_MESSAGE_BYTES = 8192
-"""Longest command or answer, in bytes."""
+_MAX_MESSAGE_BYTES = 8192
+"""Largest size of a command line or an answer, in bytes."""
 
-OnCommand = Callable[[str, bytes], Awaitable[None]]
-"""Runs the command with this name and this payload. Raises an exception if the command fails."""
+CommandHandler = Callable[[str, bytes], Awaitable[None]]
+"""Runs the command with the given name and payload. The payload is empty if the command has none. Raises an exception
+if the command fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A worker's answer to the command with this `number`. `failure`: why the command failed; None: it succeeded."""
+    """A worker's answer to the command with this `number`. `failure`: why the command failed, or None if it
+    succeeded."""
 
     number: int
     failure: str | None
@@ -57,9 +59,9 @@ def send_command(sock: socket.socket, number: int, name: str, payload: bytes | N
 
 
 def receive_answer(sock: socket.socket) -> Answer | None:
-    """Returns the next answer; None if the worker has ended. Raises BlockingIOError if there is none yet."""
+    """Returns the next answer, or None if the worker has ended. Raises BlockingIOError if no answer has arrived yet."""
     try:
-        data = sock.recv(_MESSAGE_BYTES)
+        data = sock.recv(_MAX_MESSAGE_BYTES)
     except ConnectionError:
         return None
     if not data:
@@ -71,16 +73,16 @@ def receive_answer(sock: socket.socket) -> Answer | None:
 class CommandReceiver:
     """The worker's end of the sockets: receives commands and runs them in the order in which they were sent."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, run: OnCommand) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, handler: CommandHandler) -> None:
         self._loop = loop
         self._sock = sock
-        self._run = run
+        self._handler = handler
         self._commands: asyncio.Queue[tuple[int, str, bytes]] = asyncio.Queue()
         self._task = loop.create_task(self._run_commands(), name="commands of the supervisor")
         loop.add_reader(sock, self._receive)
 
     def close(self) -> None:
-        """Stops receiving and running commands. Cancels a running command, to which no answer is sent."""
+        """Stops receiving and running commands. If a command is running, cancels the command and sends no answer."""
         self._loop.remove_reader(self._sock)
         self._task.cancel()
         self._sock.close()
@@ -88,7 +90,7 @@ class CommandReceiver:
     def _receive(self) -> None:
         """Queues the command that has arrived. Called when the socket is readable."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._sock, _MESSAGE_BYTES, 1)
+            data, descriptors, _, _ = socket.recv_fds(self._sock, _MAX_MESSAGE_BYTES, 1)
         except BlockingIOError:
             return
         except OSError:
@@ -103,12 +105,12 @@ class CommandReceiver:
         while True:
             number, name, payload = await self._commands.get()
             try:
-                await self._run(name, payload)
+                await self._handler(name, payload)
                 answer = f"{number} ok"
             except Exception as error:
                 answer = f"{number} failed {_reason(error)}"
             with suppress(OSError):
-                self._sock.send(answer.encode()[:_MESSAGE_BYTES])
+                self._sock.send(answer.encode()[:_MAX_MESSAGE_BYTES])
 
 
 def _read_and_close(descriptor: int) -> bytes:
@@ -118,8 +120,8 @@ def _read_and_close(descriptor: int) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """Returns one line that says why a command failed. An OSError, or an error with a `message`, is expected; for any
-    other error, logs the traceback."""
+    """Returns one line that says why a command failed. If the error is unexpected, logs its traceback. An OSError, and
+    an error with a `message`, are expected."""
     message = getattr(error, "message", None)
     if not (isinstance(message, str) and message):
         if not isinstance(error, OSError):

@@ -31,7 +31,7 @@ from registry.server.process.lifespan import Lifespan
 from registry.server.process.live_change import ChangeRefused, LiveApplication
 from registry.server.process.maintenance import Maintenance, visit_in_steps
 from registry.server.process.worker_options import WorkerOptions
-from registry.server.server_log import LoopErrors, log
+from registry.server.server_log import LoopErrorHandler, log
 
 try:
     import uvloop
@@ -94,7 +94,7 @@ class Worker:
         one line."""
         tune_malloc()
         loop = new_event_loop()
-        loop.set_exception_handler(LoopErrors())
+        loop.set_exception_handler(LoopErrorHandler())
         asyncio.set_event_loop(loop)
         try:
             loop.run_until_complete(self._serve(loop))

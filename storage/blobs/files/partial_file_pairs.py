@@ -6,12 +6,12 @@ A *partial blob* is a blob whose download has not ended. A partial blob has a pa
 - The data file (`.data`) holds the bytes of the blob.
 - The state file (`.state`) says which bytes are stored.
 
-The process that has locked the state file is the *owner*, until the state file is deleted. Only the owner changes or
-deletes the files. Other processes that have the files open are *followers*: they read the bytes while the owner stores
-more.
+The *owner* of a pair is the process that holds the lock on its state file. When the state file has been deleted, there
+is no owner any more. Only the owner changes or deletes the files. Other processes that have the files open are
+*followers*: they read the bytes while the owner stores more.
 
-An owner can delete a pair, and a new pair can get the same paths. A follower must not combine the state file of the
-deleted pair with the data file of the new pair. Therefore the order of steps is fixed:
+After the owner has deleted a pair, a new pair can get the same paths. A follower must not combine the state file of the
+deleted pair with the data file of the new pair. Therefore the order of these steps is fixed:
 
 - To create a pair, the owner creates the state file first, then the data file.
 - To delete a pair, the owner writes a final status to the state file, then deletes the data file, then the state file.
@@ -44,8 +44,8 @@ from storage.names import Digest
 
 @dataclass(frozen=True, slots=True)
 class PartialPaths:
-    """Paths of the files of a partial blob. `state`: the state file. `data`: the data file. `blob`: the data file after
-    all bytes are stored and the partial blob has become a blob."""
+    """Paths of the files of a partial blob. `state`: the state file. `data`: the data file. `blob`: the file to
+    which the owner moves the data file when all bytes are stored."""
 
     state: Path
     data: Path
@@ -57,8 +57,8 @@ class PartialPaths:
         return cls(layout.partial_state(name), layout.partial_data(name), layout.blob(digest))
 
     def occupied_bytes(self) -> int:
-        """Returns the disk space that the data file takes, in bytes; 0: there is no data file. The data file is sparse:
-        until all bytes are stored, the disk space is less than the length of the file."""
+        """Returns the disk space that the data file takes, in bytes, or 0 if there is no data file. The data
+        file is sparse: until all bytes are stored, it takes less disk space than its length."""
         try:
             return os.stat(self.data).st_blocks * 512  # stat(2) counts in units of 512 bytes
         except FileNotFoundError:
@@ -90,7 +90,7 @@ def open_file_pair(
     - Another process is creating or deleting the files at this moment.
     - This call has deleted files with unusable bytes.
 
-    `boot`: id of the machine's present boot. Bytes from another boot are unusable, because they were not synced.
+    `boot`: id of the machine's present boot. Bytes stored during another boot are unusable: they were not synced.
     `reserve`: checks, before files are created, that the disk has enough free space. Raises StorageFull, OSError."""
     if not paths.state.exists():
         reserve.require_free_space(size=size)
@@ -111,9 +111,9 @@ def open_file_pair(
 
 
 def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float, boot: str) -> bool:
-    """Deletes the files of a partial blob if the pair is idle. A pair is old if it was last written before the time
-    `before` (seconds since 1970), or during another boot of the machine than `boot`. Returns whether the files were
-    deleted. Raises OSError."""
+    """Deletes the files of a partial blob if the pair is idle. The pair is old if it was last written before the time
+    `before` (seconds since 1970), or during another boot of the machine than `boot`. Returns whether this call deleted
+    the files. Raises OSError."""
     if not _is_old(paths, before, boot):
         return False
     state_fd = _open_or_create(system, paths.state)  # the lock needs a state file
@@ -170,7 +170,7 @@ def is_at_path(fd: int, path: Path) -> bool:
 
 def delete_file_pair(system: System, paths: PartialPaths, state_fd: int, final_status: PartialStatus) -> None:
     """Writes the final status to the state file, which followers can have open, and deletes both files. Only the owner
-    may call this function. If a file cannot be deleted, raises OSError."""
+    may call this function. Raises OSError if a file cannot be deleted."""
     progress = read_progress(state_fd)
     with suppress(OSError):  # without the status, the followers notice the end when the owner releases its lock
         write_progress(system, state_fd, replace(progress or PartialProgress("", 0), status=final_status, extents=()))
@@ -231,9 +231,9 @@ def _open_as_owner(system: System, paths: PartialPaths, state_fd: int, size: int
 
 
 def _open_data(paths: PartialPaths, progress: PartialProgress) -> int | None:
-    """Opens the data file and returns its descriptor. An earlier owner may have moved the complete data file to
-    `paths.blob` and then died. So if all bytes are stored and the data file is missing, opens the file at `paths.blob`.
-    Returns None if there is no file to open."""
+    """Opens the data file and returns its descriptor. If the data file is missing and all bytes are stored, opens the
+    file at `paths.blob`: an earlier owner may have moved the data file there and then died. Returns None if there is no
+    file to open."""
     with suppress(FileNotFoundError):
         return os.open(paths.data, os.O_RDWR | os.O_CLOEXEC)
     if list(progress.extents) == [(0, progress.size)]:
@@ -260,9 +260,8 @@ def _open_as_follower(paths: PartialPaths, state_fd: int) -> PartialFilePair | N
 
 
 def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot: str) -> PartialFilePair:
-    """Creates the data file, sparse and with its full length, and writes the state file. If the disk has less free
-    space than the blob needs, raises StorageFull, so that the download does not fill the disk first. After an error,
-    tries to delete both files."""
+    """Creates the data file, sparse and with its full length, and writes the state file. Raises StorageFull if
+    the disk has less free space than the blob needs. After an error, tries to delete both files."""
     data_fd = -1
     try:
         file_system = os.fstatvfs(state_fd)
@@ -298,7 +297,7 @@ def _is_old(paths: PartialPaths, before: float, boot: str) -> bool:
             os.close(state_fd)
     if progress is not None and progress.boot != boot:
         return True
-    for path in (paths.data, paths.state):  # the write time of the state file counts only without a data file
+    for path in (paths.data, paths.state):  # the state file's time counts only if there is no data file
         with suppress(FileNotFoundError):
             return repair_write_time(path, os.stat(path)) < before
     return False

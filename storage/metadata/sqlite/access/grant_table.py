@@ -3,7 +3,7 @@ as `team/**`. A subject (class `Grantee`) is a user, a robot, a group, everyone,
 
 All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
 `by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change
-increments the *epoch*, a number in the database: the rights that a process has cached are valid for one epoch only.
+increments the *epoch*, a number in the database. A process uses cached rights only until the epoch changes.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ MAX_GRANTS_PER_SUBJECT = 5_000
 grants."""
 MAX_WILD_CHARACTERS_PER_SUBJECT = 64 * 1024
 """Largest number of *wild characters* in all patterns of one subject together. The wild characters of a pattern are the
-first star and all characters after it. But a pattern such as `team/**`, which has no star before the `**` at its end,
-has no wild characters. The limit exists because matching takes time for each wild character."""
+first star and all characters after it. A pattern whose only stars are a `**` at its end, such as `team/**`, has no wild
+characters. The limit exists because matching takes time for each wild character."""
 
 
 def pattern_from_database(text: str) -> NamePattern:
-    """Returns a pattern read from the database. Skips the checks of `NamePattern`: they ran before it was stored."""
+    """Returns a pattern read from the database. Skips the checks of `NamePattern`, which every pattern passes before it
+    is stored."""
     return str.__new__(NamePattern, text)
 
 
@@ -60,8 +61,8 @@ def grants(db: apsw.Connection, subjects: Sequence[Grantee] | None) -> list[Gran
 
 
 def patterns_by_actions(db: apsw.Connection, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-    """Returns the grants of all the subjects, by actions (an `Action` is a set of flags). The result maps each set of
-    actions to the patterns for which at least one of the subjects has a grant of exactly these actions."""
+    """Returns the patterns of all grants of the subjects, grouped by the actions of the grant. An `Action` is a set of
+    flags, such as `PULL | PUSH`: a grant of both actions is in the group `PULL | PUSH` only."""
     patterns_of_actions: defaultdict[int, list[NamePattern]] = defaultdict(list)
     for subject in subjects:
         rows: list[Any] = db.execute(_ACTIONS_AND_PATTERNS, (subject.kind, subject.name)).fetchall()
@@ -72,8 +73,8 @@ def patterns_by_actions(db: apsw.Connection, subjects: Sequence[Grantee]) -> dic
 
 def page(db: apsw.Connection, subjects: Sequence[Grantee] | None, after: str | None, limit: int) -> Page[Grant]:
     """Returns a page of at most `limit` grants of the subjects, or of all grants if `subjects` is None. The grants are
-    sorted by kind of subject, name of subject, and pattern. `after` is the key of a grant, such as `group:dev team/**`,
-    or None. The page starts with the first grant that sorts after this key, or with the first of all grants."""
+    sorted by kind of subject, name of subject, and pattern. `after` is the key of a grant, such as `group:dev team/**`:
+    the page starts with the first grant that sorts after this key. If `after` is None, this is the first page."""
     kind, name, pattern = _split_key(after or "")
     if subjects is None:
         rows = _rows(db, _PAGE, (kind, name, pattern, limit + 1))
@@ -112,7 +113,7 @@ def _split_key(key: str) -> tuple[str, str, str]:
 
 def put_all(db: apsw.Connection, by: Actor, now: float, grants: Sequence[Grant]) -> None:
     """Stores the grants. A grant replaces an earlier grant of the same subject for the same pattern. Raises
-    AccountUnknown or AccountInvalid if a grant is not possible (`_put`)."""
+    AccountUnknown or AccountInvalid if a grant is refused (`_put`)."""
     for grant in grants:
         _put(db, by, now, grant)
 
@@ -120,7 +121,7 @@ def put_all(db: apsw.Connection, by: Actor, now: float, grants: Sequence[Grant])
 def _put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
     """Stores the grant. Does nothing if the same grant is stored already. Raises:
 
-    - AccountUnknown or AccountInvalid if the subject is not possible (`_check_subject`).
+    - AccountUnknown or AccountInvalid if the subject is refused (`_check_subject`).
     - AccountInvalid if the grant has no actions.
     - AccountInvalid if the subject would exceed a limit (`_check_limits`)."""
     subject = grant.subject
@@ -142,9 +143,8 @@ def _put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
 
 def _check_limits(db: apsw.Connection, grant: Grant) -> None:
     """Raises AccountInvalid if the new grant would give its subject more grants than `MAX_GRANTS_PER_SUBJECT`, or more
-    wild characters than `MAX_WILD_CHARACTERS_PER_SUBJECT`. If the subject already has a grant for the same pattern,
-    raises nothing, because the new grant only replaces it. A subject may exceed the limits already, because earlier
-    versions had no limits."""
+    wild characters than `MAX_WILD_CHARACTERS_PER_SUBJECT`. Raises no error if the new grant replaces a grant for the
+    same pattern. Earlier versions had no limits, so a subject in the database may exceed them."""
     subject, pattern = grant.subject, grant.pattern
     select_existing = "SELECT 1 FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?"
     if db.execute(select_existing, (subject.kind, subject.name, pattern)).get is not None:
@@ -165,9 +165,9 @@ def _check_limits(db: apsw.Connection, grant: Grant) -> None:
 
 
 def _check_subject(db: apsw.Connection, subject: Grantee) -> None:
-    """Raises AccountUnknown if the subject is a robot or a group that does not exist; AccountInvalid if the subject's
-    name belongs to another kind of subject. A user need not have an account in this database, because the user may come
-    from an htpasswd file or from an external issuer of tokens."""
+    """Raises AccountUnknown if the subject is a robot or a group that does not exist. Raises AccountInvalid if the name
+    belongs to another kind of subject. Accepts a user without an account in this database: the user may have an account
+    in an htpasswd file or at an external issuer of tokens."""
     if subject.kind in (GranteeKind.EVERYONE, GranteeKind.AUTHENTICATED):
         return
     kind = kind_of(db, AccountName(subject.name))
@@ -178,8 +178,7 @@ def _check_subject(db: apsw.Connection, subject: Grantee) -> None:
 
 
 def remove(db: apsw.Connection, by: Actor, now: float, subject: Grantee, pattern: NamePattern) -> None:
-    """Removes the subject's grant for exactly this pattern. Raises AccountUnknown if there is no such grant, even if
-    the subject exists."""
+    """Removes the subject's grant for exactly this pattern. Raises AccountUnknown if there is no such grant."""
     db.execute(
         "DELETE FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?", (subject.kind, subject.name, pattern)
     )

@@ -3,7 +3,7 @@ account in this database: a person may have an account in an htpasswd file or at
 
 All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
 `by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change
-increments the *epoch*, a number in the database: the rights that a process has cached are valid for one epoch only.
+increments the *epoch*, a number in the database. A process uses cached rights only until the epoch changes.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ Group = tuple[AccountName, tuple[str, ...]]
 
 def page(db: apsw.Connection, after: str | None, limit: int) -> Page[Group]:
     """Returns a page of groups, sorted by name. The page starts with the first name that sorts after `after`, or with
-    the first of all names if `after` is None. The page has at most `limit` groups, and fewer if its groups together
-    have many members (`limited_page`)."""
+    the first of all names if `after` is None. The page has at most `limit` groups. A page whose groups have many
+    members in total is shorter (`limited_page`)."""
     rows = db.execute(_PAGE, (after or "", limit + 1))
-    # The parts of a group are its members.
-    return limited_page(rows, _group, count_parts=lambda entry: len(entry[1]), limit=limit)
+    return limited_page(rows, _group, count_parts=lambda entry: len(entry[1]), limit=limit)  # counts the members
 
 
 def _group(row: tuple[Any, ...]) -> Group:
@@ -54,7 +53,7 @@ def _group(row: tuple[Any, ...]) -> Group:
 
 
 def group(db: apsw.Connection, name: AccountName) -> Group:
-    """Returns a group. Raises AccountUnknown."""
+    """Returns a group. Raises AccountUnknown if there is no such group."""
     row: Any = db.execute(_GROUP_BY_NAME, (name,)).get
     if row is None:
         raise AccountUnknown(f"there is no group {name}")
@@ -68,7 +67,7 @@ def existing_groups(db: apsw.Connection, names: Iterable[str]) -> set[str]:
 
 
 def groups_of(db: apsw.Connection, member: str) -> tuple[AccountName, ...]:
-    """Returns the sorted names of the groups that the member is in."""
+    """Returns the names of the groups that the member is in, in alphabetical order."""
     rows: list[Any] = db.execute("SELECT name FROM group_member WHERE member = ? ORDER BY name", (member,)).fetchall()
     return tuple(name_from_database(name) for (name,) in rows)
 
@@ -88,7 +87,8 @@ def add(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> None:
 
 
 def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> None:
-    """Removes a group, its list of members and its grants. The accounts of the members stay. Raises AccountUnknown."""
+    """Removes a group, its list of members and its grants. The accounts of the members stay. Raises AccountUnknown if
+    there is no such group."""
     _check_group(db, name)
     db.execute("DELETE FROM group_member WHERE name = ?", (name,))
     member_count = db.changes()
@@ -121,8 +121,8 @@ def add_members(db: apsw.Connection, by: Actor, now: float, group: AccountName, 
 
 
 def _check_limits(db: apsw.Connection, group: AccountName, member_count: int, member: AccountName) -> None:
-    """Raises AccountInvalid if the group already has `MAX_MEMBERS_PER_GROUP` members, or the new member is already in
-    `MAX_GROUPS_PER_MEMBER` groups. `member_count`: the present number of members of the group."""
+    """Raises AccountInvalid if the group already has `MAX_MEMBERS_PER_GROUP` members, or if the new member is already
+    in `MAX_GROUPS_PER_MEMBER` groups. `member_count`: the present number of members of the group."""
     if member_count >= MAX_MEMBERS_PER_GROUP:
         raise AccountInvalid(
             f"{group} has {MAX_MEMBERS_PER_GROUP} members, as many as a group can have; make a second group"
@@ -142,7 +142,8 @@ def remove_members(
 
 
 def _remove_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:
-    """Removes a member from a group. Raises AccountUnknown if there is no such group or the member is not in it."""
+    """Removes a member from a group. Raises AccountUnknown if there is no such group, or if the member is not in
+    the group."""
     _check_group(db, group)
     db.execute("DELETE FROM group_member WHERE name = ? AND member = ?", (group, member))
     if db.changes() == 0:

@@ -1,7 +1,7 @@
 """Finds the tags and manifests that a removal of tags would remove (`SqliteTagRemovalPlanner`).
 
 A manifest is *unused* if it has no tag, no index of its repository lists it, and it is no referrer of a manifest in the
-repository. A removal also removes the manifests that would be unused without the tags."""
+repository. A removal of tags also removes the manifests that become unused."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SELECT t.name, r.digest, r.id FROM json_each(?2) j JOIN manifest m ON m.id = j.v
    AND t.name < replace(m.digest, ':', '-') || '/' AND substr(t.name, length(m.digest) + 1, 1) IN ('', '.')
   JOIN manifest r ON r.id = t.manifest ORDER BY t.name LIMIT {MAX_REMOVED_TAGS}"""
 """The referrer tags of the manifests ?2 (a JSON array of row ids): tags such as `sha256-….sig`, whose names begin with
-the digest of such a manifest. "/" is the character after ".", so the range of names contains all tags that continue the
-digest with "."."""
+the digest of one of these manifests, with "-" instead of ":". "/" is the character after ".", so the range of
+names contains all tags that continue the digest with "."."""
 _MAX_ROUNDS: Final = 3
-"""Largest number of rounds. A round begins with manifests that lose a tag. It finds those of them that would be unused,
-and the referrer tags of these, which are removed as well. The next round begins with the manifests that these referrer
-tags point at, such as signatures, because a signature can itself have a signature. Referrer tags that further rounds
-would find are not removed."""
+"""Largest number of rounds. Each round checks the manifests that lose a tag. It finds the manifests that become unused,
+and then the referrer tags of the unused manifests, which are removed too. The next round checks the manifests that the
+referrer tags point at, such as signatures: a signature can have a signature itself. Referrer tags that only a further
+round would find are kept."""
 
 
 class SqliteTagRemovalPlanner:
@@ -53,11 +53,11 @@ def _plan(db: apsw.Connection, repository: int, requested_tags: Sequence[Tag]) -
     rows = _rows(db, _TAGS, repository, requested_tags)
     planned_tags = [PlannedTag(Tag(name), Digest(digest), is_requested=True) for name, digest, _ in rows]
     removed_names = {tag.name for tag in planned_tags}
-    to_check = [row_id for _, _, row_id in rows]  # the manifests that lose a tag, and so may be unused
+    manifests_to_check = [row_id for _, _, row_id in rows]  # manifests that lose a tag
     unused: set[int] = set()
     for _ in range(_MAX_ROUNDS):
         unused_before = set(unused)
-        unused_manifests.add_unused(db, to_check, removed_names, unused, MAX_REMOVED_MANIFESTS)
+        unused_manifests.add_unused(db, manifests_to_check, removed_names, unused, MAX_REMOVED_MANIFESTS)
         referrer_tags = [
             row for row in _rows(db, _REFERRER_TAGS, repository, unused - unused_before) if row[0] not in removed_names
         ]
@@ -65,7 +65,7 @@ def _plan(db: apsw.Connection, repository: int, requested_tags: Sequence[Tag]) -
             break
         planned_tags += [PlannedTag(Tag(name), Digest(digest), is_requested=False) for name, digest, _ in referrer_tags]
         removed_names |= {tag.name for tag in planned_tags}
-        to_check = [row_id for _, _, row_id in referrer_tags]
+        manifests_to_check = [row_id for _, _, row_id in referrer_tags]
     return TagRemovalPlan(
         planned_tags,
         [Digest(str(digest)) for (digest,) in db.execute(_DIGESTS, (_json(unused),)).fetchall()],

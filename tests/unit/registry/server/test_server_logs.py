@@ -8,13 +8,13 @@ import logging
 import pytest
 
 from registry.server.process.worker import describe_failure
-from registry.server.server_log import LoopErrors
+from registry.server.server_log import LoopErrorHandler
 
 
 async def test_repeated_loop_errors_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """If a callback of the event loop fails repeatedly, the error is logged once, with its traceback."""
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(LoopErrors())
+    loop.set_exception_handler(LoopErrorHandler())
     logger = logging.getLogger("registry.server")
     propagate_before = logger.propagate
     logger.propagate = True

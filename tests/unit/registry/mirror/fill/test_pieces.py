@@ -77,7 +77,7 @@ def simulate(rate: Callable[[int], float], seconds: float, most: int = 8) -> lis
     while now < seconds:
         now += 0.025
         received += rate(concurrency.connections) * 0.025
-        concurrency.observe(now, int(received), concurrency.connections, is_waiting=False)
+        concurrency.observe(now, int(received), concurrency.connections, awaits_first_byte=False)
         connection_counts.append(concurrency.connections)
     return connection_counts
 
@@ -109,7 +109,7 @@ def test_speedup_is_not_judged_while_other_fills_hold_the_connections() -> None:
         now += 0.025
         running = 1 if now < 1 else concurrency.connections  # other fills hold the connections for one second
         received += int(running * 8 * MIB * 0.025)
-        concurrency.observe(now, received, running, is_waiting=False)
+        concurrency.observe(now, received, running, awaits_first_byte=False)
     assert concurrency.connections == 8
 
 
@@ -120,7 +120,7 @@ def test_more_connections_are_tried_when_the_rate_falls() -> None:
         now += 0.025
         rate = 100 * MIB if step < 40 else concurrency.connections * MIB
         received += int(rate * 0.025)
-        concurrency.observe(now, received, concurrency.connections, is_waiting=False)
+        concurrency.observe(now, received, concurrency.connections, awaits_first_byte=False)
     assert concurrency.connections == 8
 
 
@@ -135,7 +135,7 @@ def test_new_connections_get_time_for_their_first_bytes() -> None:
         if now - grown_at > 0.4:
             delivering = connections
         received += int(delivering * 8 * MIB * 0.025)
-        concurrency.observe(now, received, connections, is_waiting=delivering < connections)
+        concurrency.observe(now, received, connections, awaits_first_byte=delivering < connections)
     assert concurrency.connections == 8
 
 
@@ -160,11 +160,11 @@ def test_pieces_fit_the_rate() -> None:
 def test_an_unavailable_connection_is_requested_again_later() -> None:
     """If no connection was free because other fills hold them, the next one is requested only after a pause."""
     concurrency = AdaptiveConcurrency(8, 0.0)
-    concurrency.observe(RATE_WINDOW_SECONDS, MIB, 1, is_waiting=False)
+    concurrency.observe(RATE_WINDOW_SECONDS, MIB, 1, awaits_first_byte=False)
     assert concurrency.connections == 2
     concurrency.reduce_connections(RATE_WINDOW_SECONDS, 1)
     assert concurrency.connections == 1
-    concurrency.observe(2 * RATE_WINDOW_SECONDS, 2 * MIB, 1, is_waiting=False)
+    concurrency.observe(2 * RATE_WINDOW_SECONDS, 2 * MIB, 1, awaits_first_byte=False)
     assert concurrency.connections == 1
-    concurrency.observe(4 * RATE_WINDOW_SECONDS, 4 * MIB, 1, is_waiting=False)
+    concurrency.observe(4 * RATE_WINDOW_SECONDS, 4 * MIB, 1, awaits_first_byte=False)
     assert concurrency.connections == 2
