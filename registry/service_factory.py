@@ -38,7 +38,7 @@ from registry.http.answer_cache import AnswerCache
 from registry.http.body_memory import MANIFESTS_BUDGET_BYTES, RESPONSES_BUDGET_BYTES, SLOW_CLIENT_SECONDS, BodyMemory
 from registry.http.cross_site import CrossSiteCheck
 from registry.http.exchange import CountPull
-from registry.http.extensions import ReadHistory, no_history
+from registry.http.extensions import ReadHistory, refuse_history
 from registry.http.namespaces import hosts_of
 from registry.http.rate_limit import HEALTH_KEY_PREFIX, RateLimit
 from registry.memory_budget import MemoryBudget
@@ -274,7 +274,7 @@ class ServiceFactory:
         answer_cache: AnswerCache | None = None,
         count_pull: CountPull | None = None,
         push_refusal: GetPushRefusal | None = None,
-        read_history: ReadHistory = no_history,
+        read_history: ReadHistory = refuse_history,
     ) -> DistributionAPI:
         """Returns the distribution API over `guard`.
 

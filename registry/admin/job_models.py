@@ -1,5 +1,5 @@
-"""The job in the responses of the management API and in the output of `entrepot jobs --json`. The docstring and the
-descriptions of the fields appear in the OpenAPI document."""
+"""How the management API and `entrepot jobs --json` show a job (`JobResponse`). The docstring of the class and the
+descriptions of its fields appear in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from storage.jobs import Job
 
 
 class JobResponse(BaseModel):
-    """A job. `state`: queued, running, done, failed or stopped. `done` of `total` units are done."""
+    """A job. `state`: queued, running, done, failed or stopped. `done`: how many of the `total` units are done."""
 
     id: int
     kind: str
     arguments: dict[str, Any]
     state: str
-    stopping: bool = Field(description="Somebody asked to stop it, and it has not ended yet")
-    started_by: str = Field(description="The account or command that started it")
-    holder: str = Field(description="The process that runs it; empty if none does yet")
+    stopping: bool = Field(description="Whether a stop was requested and the job has not ended yet")
+    started_by: str = Field(description="The account or command that started the job")
+    holder: str = Field(description="The process that runs or ran the job; empty if no process has started the job")
     created: datetime
     updated: datetime
     ended: datetime | None
     done: int
     total: int | None
     unit: str = Field(description="What `done` and `total` count, such as `blobs`")
-    message: str = Field(description="What it does now, or why it ended")
+    message: str = Field(description="What the job is doing, or why it ended")
     result: Any
 
     @classmethod

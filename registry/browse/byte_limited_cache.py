@@ -1,4 +1,4 @@
-"""`ByteLimitedCache`: a cache in memory that is limited by the size of its values."""
+"""`ByteLimitedCache`: a cache in memory that limits the total size of its values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ T = TypeVar("T")
 
 
 class ByteLimitedCache(Generic[T]):
-    """A cache of the most recently used values. Together they take at most `max_bytes`. `bytes_of` returns the size of
-    a value."""
+    """A cache of the most recently used values. `max_bytes`: largest total size of the cached values. `bytes_of`:
+    returns the size of a value in bytes."""
 
     def __init__(self, max_bytes: int, bytes_of: Callable[[T], int]) -> None:
         self._max_bytes = max_bytes
@@ -20,16 +20,16 @@ class ByteLimitedCache(Generic[T]):
         self._total_bytes = 0
 
     def get(self, key: Hashable) -> T | None:
-        """Returns the value under `key`; None if there is none."""
+        """Returns the value of `key`; None if the cache does not have the key."""
         entry = self._values.get(key)
         if entry is None:
             return None
         self._values.move_to_end(key)
         return entry[0]
 
-    def keep(self, key: Hashable, value: T) -> T:
-        """Puts a value into the cache, and returns it. Evicts the least recently used values if the cache has become
-        too large."""
+    def put(self, key: Hashable, value: T) -> T:
+        """Caches `value` and returns it. If the cache becomes too large, evicts the least recently used values. A value
+        larger than `max_bytes` is evicted immediately."""
         size = self._bytes_of(value)
         replaced = self._values.pop(key, None)
         self._values[key] = value, size

@@ -123,7 +123,7 @@ class ContentReader:
         """Returns the summary of a manifest of any size. The manifest keeps its parsed body, so its properties are then
         quick to read. Caches the summary only if the manifest has at most `MAX_ROW_BYTES`."""
         summary = await self.run_in_thread_if_large(len(manifest.body), lambda: parse_summary(manifest))
-        return summary if len(manifest.body) > MAX_ROW_BYTES else self._manifests.keep(manifest.digest, summary)
+        return summary if len(manifest.body) > MAX_ROW_BYTES else self._manifests.put(manifest.digest, summary)
 
     async def read_config_summary(self, repo: RepositoryName, config: Descriptor) -> ConfigSummary:
         """Reads a config and returns its summary. The summary is empty if the repository does not have the config, if
@@ -135,7 +135,7 @@ class ContentReader:
         summary = await self.read_and_parse(
             repo, config.digest, MAX_ROW_BYTES, partial(_parse_config_summary, config.digest)
         )
-        return ConfigSummary() if summary is None else self._configs.keep(key, summary)
+        return ConfigSummary() if summary is None else self._configs.put(key, summary)
 
     async def read_config(self, repo: RepositoryName, config: Descriptor) -> ImageConfig | None:
         """Returns the config of an image. Returns None if the repository does not have the config, if the config is

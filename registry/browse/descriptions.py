@@ -60,7 +60,7 @@ class DescriptionPages:
             async with self.rendering_limits.slot(visitor):
                 rendered = self._rendered.get(key)  # another call may have rendered it meanwhile
                 if rendered is None:
-                    rendered = self._rendered.keep(key, await _render(description.text, top_heading))
+                    rendered = self._rendered.put(key, await _render(description.text, top_heading))
         return _description_view(description, rendered)
 
     async def put(
@@ -77,7 +77,7 @@ class DescriptionPages:
         async with self.rendering_limits.slot(visitor):
             rendered = await _render(text, top_heading)
         description = await self._descriptions.put_description(repo, text, by=by, revision=revision)
-        rendered = self._rendered.keep((repo, description.revision, top_heading), rendered)
+        rendered = self._rendered.put((repo, description.revision, top_heading), rendered)
         return _description_view(description, rendered)
 
     async def preview(self, text: str, visitor: str, top_heading: int = 1) -> RenderedText:

@@ -103,7 +103,7 @@ class DistributionAPI:
         body_memory: BodyMemory | None = None,
         count_pull: CountPull | None = None,
         push_refusal: GetPushRefusal | None = None,
-        read_history: extensions.ReadHistory = extensions.no_history,
+        read_history: extensions.ReadHistory = extensions.refuse_history,
     ) -> None:
         """None switches an option off, unless the line of the option says what None means.
 

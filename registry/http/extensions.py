@@ -1,7 +1,7 @@
 """Handlers for two extensions of the distribution API: the list of the extensions, and the history of a tag.
 
-Source: OCI distribution spec, "extensions/README.md" and "extensions/_oci.md". It defines the path of an extension as
-`_<namespace>/<component>/<module>`. In the path of the history, the tag takes the place of the module.
+The OCI distribution spec ("extensions/README.md", "extensions/_oci.md") defines the path of an extension as
+`_<namespace>/<component>/<module>`. In the path of a tag's history, the module is the tag.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from storage.tag_history import TagChange
 DEFAULT_ENTRIES: Final = 100
 """Number of entries on a page of the history if the request has no parameter `n`."""
 MAX_ENTRIES: Final = 1000
-"""Largest number of entries on a page of the history. A larger `n` has the same effect as this number."""
+"""Largest number of entries on a page of the history, even if `n` is larger."""
 _EXTENSIONS: Final = json.dumps(
     {
         "extensions": [
@@ -42,46 +42,54 @@ _EXTENSIONS: Final = json.dumps(
 ).encode("ascii")
 
 ReadHistory = Callable[[RepositoryName, Tag, int | None, int], Awaitable[Page[TagChange]]]
-"""Returns a page of the history of a tag, if the current request may pull from the repository. The arguments are those
-of `storage.tag_history.TagHistory.changes`. Raises NameUnknown, Unauthorized."""
+"""A function that returns a page of a tag's history. Its arguments are those of
+`storage.tag_history.TagHistory.changes`. Checks that the current request may pull from the repository. Raises
+NameUnknown, Unauthorized."""
 
 
 async def list_extensions(exchange: Exchange) -> None:
-    """Lists the extensions of this registry. All clients that may use the registry get the same list."""
+    """Sends the list of the registry's extensions. All clients get the same list."""
     await exchange.send_whole(200, _EXTENSIONS, JSON, REVALIDATE)
 
 
-async def no_history(repo: RepositoryName, tag: Tag, before: int | None, limit: int) -> Page[TagChange]:
+async def refuse_history(repo: RepositoryName, tag: Tag, before: int | None, limit: int) -> Page[TagChange]:
     """A `ReadHistory` for a registry that keeps no history. Raises Unsupported."""
     raise Unsupported("this registry keeps no history of tags")
 
 
 async def list_history(exchange: Exchange, read: ReadHistory) -> None:
-    """Lists the digests that a tag has pointed at, newest first. The list is empty for a tag that never existed. Does
-    not say from which address a change came, because everybody who may pull can read the list."""
+    """Sends the list of the digests that a tag has pointed at, newest first. For a tag that never existed, the list is
+    empty. The list does not contain client addresses, because everybody who may pull can read it."""
     tag = Tag(exchange.resource_id)
-    requested, last = _number(exchange, "n"), _number(exchange, "last")
+    requested, last = _number_parameter(exchange, "n"), _number_parameter(exchange, "last")
     limit = DEFAULT_ENTRIES if requested is None else min(requested, MAX_ENTRIES)
 
     async def make_response() -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        # For `n=0`, reads one entry and drops it, so that `read` still raises its errors.
+        # For `n=0`, reads one entry and drops the entry, because `read` has to check the request's rights.
         page = await read(exchange.repo, tag, last, max(limit, 1))
         changes = page.items[:limit]
         headers = [JSON, REVALIDATE]
         if changes and page.more:
             path = f"/v2/{exchange.requested_name}/_entrepot/history/{tag}"
             headers.append(exchange.next_page_link(path, {"n": str(limit), "last": str(changes[-1].id)}))
-        document = {"name": exchange.requested_name, "tag": tag, "history": [_entry(change) for change in changes]}
+        document = {
+            "name": exchange.requested_name,
+            "tag": tag,
+            "history": [_change_as_json(change) for change in changes],
+        }
         return json.dumps(document, separators=(",", ":")).encode("ascii"), headers
 
     # A large response counts against the memory budget of the worker (`registry.http.body_memory`).
     await exchange.body_memory.send_response(exchange, make_response)
 
 
-def _entry(change: TagChange) -> dict[str, Any]:
-    """Returns a change as JSON. `digest` and `availability` are null if the change deleted the tag. `previous` is null
-    if the change created the tag. `availability` says whether the repository still has the manifest `digest`
-    (`storage.tag_history.Availability`)."""
+def _change_as_json(change: TagChange) -> dict[str, Any]:
+    """Converts a change of a tag to an object for JSON.
+
+    - `digest`: what the tag points at after the change; null if the change deleted the tag.
+    - `previous`: what the tag pointed at before the change; null if the change created the tag.
+    - `availability`: whether the repository still has the manifest `digest` (`storage.tag_history.Availability`); null
+      if the change deleted the tag."""
     return {
         "id": str(change.id),
         "at": datetime.fromtimestamp(round(change.at, 3), UTC).isoformat().replace("+00:00", "Z"),
@@ -92,8 +100,8 @@ def _entry(change: TagChange) -> dict[str, Any]:
     }
 
 
-def _number(exchange: Exchange, name: str) -> int | None:
-    """Returns the query parameter `name` as a number. Returns None if the query does not have it. Raises RequestInvalid
-    if it is not a number."""
+def _number_parameter(exchange: Exchange, name: str) -> int | None:
+    """Returns the query parameter `name` as a number. Returns None if the parameter is missing. Raises RequestInvalid
+    if its value is not a number."""
     text = exchange.query.one(name)
     return None if text is None else parse_number(text, f"{name} has to be a number, such as {name}=100")

@@ -18,20 +18,21 @@ _RANGE_HEADER = re.compile(rb"bytes[ \t]*=(.*)", re.IGNORECASE | re.DOTALL)
 _RANGE = re.compile(rb"([0-9]*)-([0-9]*)")
 _CONTENT_RANGE = re.compile(rb"([0-9]+)-([0-9]+)")
 _BEYOND_ANY_BLOB = 10**18
-"""A byte position that is larger than any blob. `_number` returns it for numbers with more than 18 digits."""
+"""A byte position that is larger than any blob. `_number` returns this position for numbers with more than 18
+digits."""
 
 
 def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | None:
-    """Returns the spans (parts of the blob) that the Range header asks for (RFC 9110, 14.2).
+    """Returns the spans (parts of the blob) that the Range header requests (RFC 9110, 14.2).
 
-    Returns None if the whole content has to be sent:
-    - The request has no Range header, or more than one.
-    - Range has another unit than bytes, or cannot be parsed.
-    - The request has If-Range, and its value is not the content's entity tag. The tag is made from `etag_digest`, which
-      is None if the content has no entity tag.
+    Returns None if the response has to contain the whole blob:
+    - The request has no Range header, or several.
+    - The unit of Range is not bytes, or Range cannot be parsed.
+    - The value of If-Range is not the blob's entity tag, which is `etag_digest` in quotes.
+    - The request has If-Range, and `etag_digest` is None because the blob has no entity tag.
 
-    A returned span may end before its start: opening the blob with this span raises RangeInvalid (416). Raises
-    RequestInvalid for more ranges than `RequestLimits.ranges_per_request`."""
+    A returned span may end before it starts. Opening the blob with such a span raises RangeInvalid (416). Raises
+    RequestInvalid if Range has more than `RequestLimits.ranges_per_request` ranges."""
     values = exchange.headers(b"range")
     if len(values) != 1 or not (header := _RANGE_HEADER.fullmatch(values[0])):
         return None
@@ -52,7 +53,8 @@ def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | 
 
 
 def _span(first: bytes, last: bytes) -> Span:
-    """Returns the span of one range. `first` and `last` are the digits before and after the '-', possibly none."""
+    """Returns the span of one range. `first`: the digits before the '-'. `last`: the digits after it. Either may be
+    empty."""
     if not first:  # `-500`: the last 500 bytes
         length = _number(last)  # 0 for `-0`, which asks for no bytes
         return Span(-length) if length else Span(0, 0)
@@ -60,11 +62,11 @@ def _span(first: bytes, last: bytes) -> Span:
 
 
 def read_content_range(exchange: Exchange) -> tuple[int, int] | None:
-    """Returns the offset of an uploaded chunk and its length in bytes, from Content-Range. The OCI spec writes this
-    header as the first and the last position, without a unit: `0-99` for the first 100 bytes.
+    """Reads Content-Range, and returns the offset of the uploaded chunk and its length in bytes. In the OCI spec, this
+    header has no unit: `0-99` means the first 100 bytes.
 
-    Returns None if the request has no Content-Range: then the chunk follows the bytes that the session has. Raises
-    BlobUploadInvalid if Content-Range cannot be parsed, and SizeInvalid if it declares another length than
+    Returns None if the request has no Content-Range. The chunk then follows the bytes that the session has stored.
+    Raises BlobUploadInvalid if Content-Range is invalid. Raises SizeInvalid if its length differs from
     Content-Length."""
     values = exchange.headers(b"content-range")
     if not values:
@@ -82,5 +84,5 @@ def read_content_range(exchange: Exchange) -> tuple[int, int] | None:
 
 
 def _number(digits: bytes) -> int:
-    """Returns the number that `digits` denote, or `_BEYOND_ANY_BLOB` if there are more than 18 digits."""
+    """Converts `digits` to a number. Returns `_BEYOND_ANY_BLOB` for more than 18 digits."""
     return int(digits) if len(digits) <= 18 else _BEYOND_ANY_BLOB

@@ -1,10 +1,11 @@
 """Families of metrics: which cells hold which numbers (`Counter`, `Gauge`, `Histogram`, `CellPlan`).
 
-A *cell* is one number in memory that all processes share. Each process writes to cells of its own, its *column*
-(`registry.telemetry.shared_cells`). A *family* of metrics has a name, a help text and labels. Each combination of label
-values is a *series*, and has cells of its own. All values of a label are listed before the fork, so that every process
-knows the index of each cell. A value that is not in the list counts as the last value of the list, which is therefore
-called `other` in most lists.
+A *cell* is one number in shared memory. Each process has its own copy of all cells, its *column*, and writes only to
+this copy (`registry.telemetry.shared_cells`). A *family* of metrics has a name, a help text and labels. Each
+combination of label values is a *series*, and has one or more cells.
+
+All values of a label are listed before the fork, so that every process knows the index of each cell. A value that is
+not in the list counts as the last value of the list. In most lists, the last value is `other`.
 
 Names and types follow the Prometheus documentation ("Metric and label naming", "Histograms and summaries").
 """
@@ -20,12 +21,12 @@ from math import prod
 from typing import Literal
 
 Labels = Mapping[str, Sequence[str]]
-"""Name of each label, and all its values."""
+"""Maps the name of each label to all values of the label."""
 
 
 class Family:
-    """A family of metrics. It has `cell_count` cells, of which `first_cell` is the first. Each series has `width` of
-    these cells."""
+    """A family of metrics. `first_cell`: index of the family's first cell. `cell_count`: number of its cells. `width`:
+    number of cells of each series."""
 
     kind: Literal["counter", "gauge", "histogram"]
 
@@ -40,7 +41,7 @@ class Family:
         ]
         self.width = width
         self.cell_count = prod(len(values) for values in self.labels.values()) * width
-        self.first_cell = plan.add(self, self.cell_count)
+        self.first_cell = plan.add_family(self, self.cell_count)
 
     def cell(self, *values: str) -> int:
         """Returns the index of a series' first cell. `values`: one value for each label."""
@@ -50,13 +51,13 @@ class Family:
         return self.first_cell + series_number * self.width
 
     def series(self) -> Iterator[tuple[tuple[str, ...], int]]:
-        """Yields the label values and the first cell of each series."""
+        """Yields the label values of each series, and the index of its first cell."""
         for series_number, values in enumerate(product(*self.labels.values())):
             yield values, self.first_cell + series_number * self.width
 
     def nonzero_series(self, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
-        """Yields the label values and the numbers of each series that is not 0. `totals`: the numbers in all cells of
-        the plan. Faster than `series`, because most series are 0."""
+        """Yields the label values and the numbers of each series that has a number other than 0. `totals`: the numbers
+        of all cells of the plan. Faster than `series`, because most numbers are 0."""
         family_totals = totals[self.first_cell : self.first_cell + self.cell_count]
         for series_number in dict.fromkeys(index // self.width for index, value in enumerate(family_totals) if value):
             yield (
@@ -65,7 +66,7 @@ class Family:
             )
 
     def _label_values(self, series_number: int) -> tuple[str, ...]:
-        """Returns the label values of a series, from its number."""
+        """Returns the label values of the series with the index `series_number` in the family."""
         values: list[str] = []
         for choices in reversed([*self.labels.values()]):
             series_number, position = divmod(series_number, len(choices))
@@ -74,7 +75,7 @@ class Family:
 
 
 class Counter(Family):
-    """A family of numbers that only grow. The names of counters end in `_total`."""
+    """A family of numbers that only grow. Its name ends in `_total`."""
 
     kind = "counter"
 
@@ -86,8 +87,8 @@ class Gauge(Family):
 
 
 class Histogram(Family):
-    """A family of distributions. The cells of a series: one for each bucket, one for values above the last bound, and
-    one with the sum of all values."""
+    """A family of distributions. A series has one cell for each bucket, one cell for values above the last bound, and
+    one cell with the sum of all values."""
 
     kind = "histogram"
 
@@ -105,19 +106,19 @@ class Histogram(Family):
         cells[first_cell + self.width - 1] += value
 
     def bucket_cell(self, first_cell: int, value: float) -> int:
-        """Returns the cell of the bucket for `value`, in the series whose first cell is `first_cell`."""
+        """Returns the cell of the bucket for `value`. `first_cell`: the first cell of the series."""
         return first_cell + bisect_left(self.bounds, value)
 
     def sum_cell(self, first_cell: int) -> int:
-        """Returns the cell with the sum of all values, in the series whose first cell is `first_cell`."""
+        """Returns the cell with the sum of all values. `first_cell`: the first cell of the series."""
         return first_cell + self.width - 1
 
 
 class CellPlan:
-    """Gives each family its cells, one after the other. `size` is the number of all cells.
+    """Assigns cells to each family. `size`: the number of all cells.
 
-    Some numbers belong to several series. A process writes such a number to only one cell, a *source*, because each
-    addition costs time in every request. `complete` later adds the number of each source to the cells of its series."""
+    Some numbers count in several series. To save time in each request, a process writes such a number to only one cell,
+    called a *source*. `add_to_series` later adds the number of each source to the cells of these series."""
 
     def __init__(self) -> None:
         self.families: list[Family] = []
@@ -126,19 +127,18 @@ class CellPlan:
         """Each source, and the cells that its number is added to."""
 
     def reserve(self, count: int) -> int:
-        """Reserves `count` cells, and returns the index of the first one. Call it for cells that belong to no family,
-        such as sources."""
+        """Reserves `count` cells that belong to no family, such as sources. Returns the index of the first cell."""
         first_cell = self.size
         self.size += count
         return first_cell
 
     def add_source(self, source: int, *cells: int) -> None:
-        """Makes `complete` add the number in the cell `source` to `cells`, none of which may be a source."""
+        """Makes `add_to_series` add the number in the cell `source` to `cells`, none of which may be a source."""
         self._sources.append((source, cells))
 
-    def complete(self, totals: list[float]) -> list[float]:
-        """Adds the number of each source to the cells of its series. `totals`: the numbers of all cells. Returns
-        `totals`, which it has changed."""
+    def add_to_series(self, totals: list[float]) -> list[float]:
+        """Adds the number of each source to the cells of its series. `totals`: the numbers of all cells. Changes
+        `totals` and returns it."""
         for source, cells in self._sources:
             if total := totals[source]:
                 for cell in cells:
@@ -152,14 +152,14 @@ class CellPlan:
                 yield from (cell for _, cell in family.series())
 
     def layout_hash(self) -> str:
-        """Returns a hash that is the same for two plans only if each cell means the same in both."""
+        """Returns a hash. If two plans have the same hash, each cell has the same meaning in both plans."""
         families = [
             (family.name, family.kind, [*map(list, family.labels.items())], getattr(family, "bounds", None))
             for family in self.families
         ]
         return hashlib.sha256(json.dumps([families, self._sources, self.size], default=list).encode()).hexdigest()
 
-    def add(self, family: Family, count: int) -> int:
+    def add_family(self, family: Family, count: int) -> int:
         """Adds a family that needs `count` cells. Returns the index of its first cell."""
         self.families.append(family)
         return self.reserve(count)

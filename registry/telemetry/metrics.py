@@ -141,7 +141,7 @@ class Metrics:
         self.events.attach_memory(self.cells, self.webhooks)
 
     def _add_sources(self, plan: CellPlan) -> int:
-        """Adds the sources to `plan`. A *source* is a cell whose number `CellPlan.complete` adds to the cells of
+        """Adds the sources to `plan`. A *source* is a cell whose number `CellPlan.add_to_series` adds to the cells of
         several series, so that a process writes only one cell.
 
         Reserves sources for the requests that the response cache answers: one for each combination of route, method and
@@ -167,19 +167,19 @@ class Metrics:
 
     def cached_answers_cell(self, route: str, method: str, size: int) -> int:
         """Returns the cell to which a process adds 1 for each request that the response cache answers. `size`: size of
-        the response's body in bytes. `CellPlan.complete` adds the cell to all series that count the request."""
+        the response's body in bytes. `CellPlan.add_to_series` adds the cell to all series that count the request."""
         # The reserved cells of a route and method have the order of the buckets, so `bucket_cell` works for them.
         position = ROUTES.index(route) * len(_CACHED_METHODS) + _CACHED_METHODS.index(method)
         return self.response_sizes.bucket_cell(self._first_cached_answers_cell + position * (len(SIZES) + 1), size)
 
     def totals(self) -> list[float]:
         """Returns the total of each cell: the sum over the columns of all processes."""
-        return self.plan.complete(self.cells.totals())
+        return self.plan.add_to_series(self.cells.totals())
 
     def own_numbers(self) -> list[float]:
         """Returns the numbers in the column of this process, which include the counts of earlier processes that had the
         column."""
-        return self.plan.complete([*self.cells.own])
+        return self.plan.add_to_series([*self.cells.own])
 
     @property
     def own_start_time(self) -> float:

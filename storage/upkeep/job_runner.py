@@ -1,12 +1,13 @@
 """Runs jobs. In a server process, `JobRunner` runs the queued jobs. In a command, `run_in_command` adds one job and
 runs it.
 
-The *kind* of a job says which work it does. The work is a function with a `JobContext` as argument. The work reports
-its progress to the context, which raises JobStopped if a stop of the job was requested. If the work does not report
-soon after the request, because it waits or searches, the process cancels the work.
+The *kind* of a job names its work, such as `scrub`. The work is a function with a `JobContext` as argument. The work
+reports its progress to the context. If somebody has requested to stop the job, the report raises JobStopped. If the
+work does not end soon after the request, the process cancels the work.
 
-In all processes together, only one job of a kind runs at a time: the process that runs the job holds the slot (a
-permit) of the kind. If the process dies, the slot becomes free, and a server process continues a resumable job.
+In all processes together, only one job of a kind runs at a time. The process that runs the job holds the *slot* of the
+kind, a lock that becomes free if the process dies. A *resumable* job can continue in another process: if the process of
+a resumable job dies, a server process continues the job.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ SAVE_SECONDS: Final = 1.0
 STOP_CHECK_SECONDS: Final = 1.0
 """Interval, in seconds, at which the process that runs a job checks whether a stop of the job was requested."""
 STOP_GRACE_SECONDS: Final = 5.0
-"""Time in seconds between the moment at which the process of a job sees a request to stop the job, and the moment at
-which the process cancels the work. Most jobs report progress within this time, and stop at the report."""
+"""After the process of a job has seen a request to stop the job, it waits this long for the work to end, and then
+cancels the work. Most jobs report progress within this time, and stop at the report."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a server process checks again for queued jobs after an error of the store."""
 SLOT_ATTEMPTS: Final = 20
-"""Number of times that a command tries to get the slot of its kind of job. One attempt could fail because a server
-process holds the slot for a moment, to mark the job of a dead process as failed."""
+"""Number of times that a command tries to get the slot. A single attempt can fail because a server process briefly
+holds the slot, to mark the job of a dead process as failed."""
 SLOT_PAUSE_SECONDS: Final = 0.1
 """Seconds between two attempts of a command to get the slot."""
 log = logging.getLogger("storage.jobs")
@@ -49,13 +50,13 @@ OnProgress = Callable[[JobProgress], None]
 
 
 class JobContext:
-    """The object to which the work of a job reports its steps and progress. `job`: the job. If an earlier run of the
-    job was interrupted, the work continues at `job.progress.position`."""
+    """The object to which the work of a job reports its steps and progress. `job`: the job as it was when this run
+    began. If an earlier run was interrupted, the work continues at `job.progress.position`."""
 
     def __init__(
         self, job: Job, jobs: Jobs, *, on_step: OnStep | None = None, on_progress: OnProgress | None = None
     ) -> None:
-        """`on_step` and `on_progress`: functions of a command that print each step and each progress."""
+        """`on_step`: called for each step. `on_progress`: called for each update of the progress."""
         self.job = job
         self.progress = job.progress
         self._jobs = jobs
@@ -64,9 +65,8 @@ class JobContext:
         self._saved_at = 0.0
 
     def step(self, event: str, /, **fields: JSON) -> None:
-        """Reports a step to the command that runs the job: one thing that was done, or that a dry run would do.
-        `event`: what happened, such as `removed`. The command receives an object with the key `event`, followed by the
-        `fields`."""
+        """Reports a step: one thing that the job did, or that a dry run would do. `event`: what happened, such as
+        `removed`. Calls `on_step` with an object that has the key `event` and the keys of `fields`."""
         if self._on_step is not None:
             self._on_step({"event": event, **fields})
 
@@ -81,8 +81,9 @@ class JobContext:
         save_now: bool = False,
     ) -> None:
         """Updates the fields of the progress whose arguments are not None. Writes the progress to the store if the last
-        write was at least `SAVE_SECONDS` ago, or if `save_now` is true. If a stop of the job was requested, a write
-        raises JobStopped. So the work calls this method only where it can be interrupted."""
+        write was at least `SAVE_SECONDS` ago, or if `save_now` is true. If somebody
+        has requested to stop the job, raises JobStopped after the write. Call this method only where the work can be
+        interrupted."""
         changes: dict[str, Any] = {"done": done, "total": total, "unit": unit, "message": message, "position": position}
         self.progress = replace(self.progress, **{name: value for name, value in changes.items() if value is not None})
         if self._on_progress is not None:
@@ -95,8 +96,8 @@ class JobContext:
 
 
 Work = Callable[[JobContext], Awaitable[JSON]]
-"""The function that does the work of a job, and returns the job's result. The process may cancel the function at any
-time, and the function then leaves the store consistent."""
+"""A function that does the work of a job, and returns the job's result. The process may cancel the function at any
+time. A cancelled function must leave the store consistent."""
 
 
 OnJobEnded = Callable[[str, JobState], None]
@@ -108,7 +109,7 @@ def ignore_job_end(_kind: str, _state: JobState) -> None:
 
 
 class JobRunner:
-    """Runs the queued jobs of the given kinds in a server process. Each server process has a `JobRunner`."""
+    """Runs queued jobs in a server process. Each server process has a `JobRunner`."""
 
     def __init__(
         self,
@@ -137,8 +138,8 @@ class JobRunner:
             await asyncio.wait(tasks)
 
     async def run(self) -> None:
-        """Starts queued jobs until the task is cancelled. The cancellation also cancels the jobs that this process
-        runs. A server continues the resumable jobs after its next start."""
+        """Starts queued jobs until this call is cancelled. The cancellation also cancels the jobs that this process
+        runs. A server process continues resumable jobs later."""
         try:
             while True:
                 pause = POLL_SECONDS
@@ -156,19 +157,19 @@ class JobRunner:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _start_jobs(self) -> None:
-        """Starts a task for the oldest job of each kind, except the kinds of which this process runs a job already. The
-        task runs the job unless another process runs a job of the same kind."""
+        """For each kind of which this process runs no job, starts a task for the oldest job. The task runs the job
+        unless another process runs a job of the same kind."""
         free_kinds = self._work_by_kind.keys() - self._tasks.keys()
         for kind, job_id in (await self._jobs.oldest_active_ids(free_kinds)).items():
             if self._may_start_jobs:
-                task = asyncio.create_task(self._run_if_free(kind, job_id))
+                task = asyncio.create_task(self._run_if_slot_is_free(kind, job_id))
                 self._tasks[kind] = task
-                task.add_done_callback(partial(self._forget, kind))
+                task.add_done_callback(partial(self._forget_task, kind))
 
-    def _forget(self, kind: str, _task: asyncio.Task[None]) -> None:
+    def _forget_task(self, kind: str, _task: asyncio.Task[None]) -> None:
         del self._tasks[kind]
 
-    async def _run_if_free(self, kind: str, job_id: int) -> None:
+    async def _run_if_slot_is_free(self, kind: str, job_id: int) -> None:
         """Runs the job if this process gets the slot of the job's kind."""
         try:
             async with self._leases.try_slot(slot_name(kind), count=1) as has_slot:
@@ -197,8 +198,8 @@ async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:
     """Runs the work of a job, stores the state in which the job ended, and returns the result of the work. Raises the
     errors of the work. Raises JobStopped if the job was stopped.
 
-    If this call is cancelled, a resumable job keeps its state, so that a server continues the job. A job that is not
-    resumable gets the state STOPPED."""
+    If this call is cancelled, a resumable job keeps its state, so that a server process continues the job. Other jobs
+    get the state STOPPED."""
     job_id = context.job.id
     try:
         result = await _run_until_stopped(context, jobs, work)
@@ -220,7 +221,7 @@ async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:
 
 
 async def _run_until_stopped(context: JobContext, jobs: Jobs, work: Work) -> JSON:
-    """Runs the work and returns its result. If a stop was requested and the work does not end within
+    """Runs the work and returns its result. If somebody has requested to stop the job and the work does not end within
     `STOP_GRACE_SECONDS`, cancels the work and raises JobStopped. A cancellation of this call cancels the work."""
     work_task = asyncio.ensure_future(work(context))
     try:
@@ -241,7 +242,7 @@ async def _run_until_stopped(context: JobContext, jobs: Jobs, work: Work) -> JSO
 
 
 async def _is_stopping(jobs: Jobs, job_id: int) -> bool:
-    """Returns whether a stop of the job was requested; False if the store cannot be read now."""
+    """Returns whether somebody has requested to stop the job. Returns False if the store cannot be read."""
     try:
         return (await jobs.job(job_id)).is_stopping
     except Exception:  # the job goes on, and the next check may succeed
@@ -259,9 +260,9 @@ async def run_in_command(
     on_step: OnStep | None = None,
     on_progress: OnProgress | None = None,
 ) -> JSON:
-    """Runs a job in this process, which is not a server, and returns the job's result. Raises JobRunning
-    if another process holds the slot of the kind at each of the `SLOT_ATTEMPTS`. The message says who runs a job of the
-    kind. Also raises the errors of the work."""
+    """Runs a job in this process, which is not a server process, and returns the job's result. Raises JobRunning, whose
+    message says who runs a job of the kind, if all `SLOT_ATTEMPTS` attempts to get the slot fail. Raises the errors of
+    the work, and JobStopped if the job was stopped."""
     for attempt in range(SLOT_ATTEMPTS):
         async with leases.try_slot(slot_name(kind), count=1) as has_slot:
             running_jobs = [job for job in await jobs.active(kind) if job.state is JobState.RUNNING]

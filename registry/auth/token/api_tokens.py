@@ -1,4 +1,4 @@
-"""API tokens: secrets that people and robots (accounts for programs) use to log in instead of a password.
+"""API tokens: secrets with which people and robots (accounts for programs) log in instead of a password.
 
 An API token is a text `ent_ID_SECRET`. The prefix `ent_` lets scanners for leaked secrets find it. `ID` is the key of
 the token's row in the store. The store keeps only the hash of `SECRET` (`stored_secrets`).
@@ -19,23 +19,22 @@ from storage.errors import Unauthorized
 from storage.future_times import CLOCK_MARGIN_SECONDS
 
 _BASE62_DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-"""The digits with which ids and secrets are written."""
+"""The digits of ids and secrets."""
 _ID_LENGTH, _SECRET_LENGTH = 12, 43
-"""The numbers of digits of an id and of a secret, which are enough for 71 and 256 bits."""
+"""Number of digits of an id (enough for 71 bits) and of a secret (enough for 256 bits)."""
 _TOKEN_FORM: Final = re.compile(rf"ent_([0-9A-Za-z]{{{_ID_LENGTH}}})_([0-9A-Za-z]{{{_SECRET_LENGTH}}})")
 """The text of an API token. The groups are the id and the secret."""
 _USE_RECORD_SECONDS: Final = 3600.0
-"""The store records the time of a token's last use at most once in this many seconds. That is enough to see which
-tokens are in use."""
+"""Shortest time in seconds between two records of a token's last use."""
 
-Random = Callable[[int], bytes]
+MakeRandomBytes = Callable[[int], bytes]
 """A function that returns the given number of random bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewApiToken:
-    """A new API token. `text` is the whole token with its secret, which is shown to the user once and not stored. The
-    store gets `token` and `secret_hash`."""
+    """A new API token. `text`: the text that the user gets once; it contains the secret and must not be stored. `token`
+    and `secret_hash`: what the caller stores."""
 
     token: ApiToken
     text: str = field(repr=False)
@@ -50,14 +49,14 @@ def make(
     note: str = "",
     expires: float | None = None,
     limits: tuple[TokenLimit, ...] | None = None,
-    random: Random = os.urandom,
+    random: MakeRandomBytes = os.urandom,
 ) -> NewApiToken:
-    """Returns a new API token for `account`, which the caller must store.
+    """Makes a new API token for `account`. The caller must store the token.
 
     - `now`, `expires`: seconds since 1970. `expires` is None if the token never expires.
     - `purpose`: `personal` for a token that a person created; `login` for a refresh token, which `docker login` gets
-      from `/token` and sends later in place of the password.
-    - `limits`: the token allows an action only if these limits and the rights of the account allow it. None: the token
+      from `/token` and later sends instead of the password.
+    - `limits`: the token allows an action only if both `limits` and the rights of the account allow it. None: the token
       allows everything that the account may do.
     """
     token_id, secret = _encode(random(9), _ID_LENGTH), _encode(random(32), _SECRET_LENGTH)
@@ -71,8 +70,8 @@ def is_well_formed(text: str) -> bool:
 
 
 def find(accounts: Accounts, text: str) -> ApiToken:
-    """Returns the stored API token for the text that a client sent. Takes microseconds. Raises Unauthorized if the form
-    or the secret is wrong, or if the token is unknown, revoked or expired."""
+    """Returns the stored API token for the text that a client sent. Takes microseconds. Raises Unauthorized if `text`
+    is not well formed, if its secret is wrong, or if the token is unknown, revoked or expired."""
     parts = _TOKEN_FORM.fullmatch(text)
     if parts is None:
         raise Unauthorized("this is not an API token")
@@ -86,15 +85,15 @@ def find(accounts: Accounts, text: str) -> ApiToken:
 
 
 def should_record_use(token: ApiToken, now: float) -> bool:
-    """Returns whether the store should record a use of the token at the time `now`, in seconds since 1970. If the last
-    recorded use is less than an hour ago, it should not. If the last recorded use is in the future, the clock was set
-    back, and the store should record the use."""
+    """Returns whether the store should record a use of the token at the time `now` (seconds since 1970). Returns False
+    if the last recorded use is less than an hour ago. Returns True if it is in the future, because the clock was then
+    set back."""
     return token.used is None or not -CLOCK_MARGIN_SECONDS <= now - token.used < _USE_RECORD_SECONDS
 
 
 def _encode(random_bytes: bytes, length: int) -> str:
-    """Writes `random_bytes` as a number in base 62, and returns its `length` least significant digits, the least
-    significant first."""
+    """Converts `random_bytes` to a number, and returns the last `length` digits of the number in base 62, in reverse
+    order."""
     number, digits = int.from_bytes(random_bytes, "big"), []
     for _ in range(length):
         number, value = divmod(number, len(_BASE62_DIGITS))

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from storage.names import RepositoryName, Tag
 
 HELP = (
-    "Measure the endpoints of an upstream: the time for a connection, TLS, the first byte and a manifest, and how fast "
-    "up to 8 MiB of a layer arrive. Say which endpoint is the fastest, and what to write in the settings. The exit "
-    "code is 1 if no endpoint of an upstream works."
+    "Measure the endpoints of an upstream: the times for the connection, TLS, the first byte and a manifest, and the "
+    "download speed of up to 8 MiB of a layer. Say which endpoint is the fastest, and what to write in the settings. "
+    "The exit code is 1 if any measured upstream has no endpoint that works."
 )
 EXAMPLES = """\b
 Examples:
@@ -28,72 +28,73 @@ Examples:
   entrepot mirror test docker.io --endpoint https://mirror.gcr.io --endpoint https://registry-1.docker.io
   entrepot mirror test registry.corp -c entrepot.toml --image team/app:1
 
-The manifests that are fetched count against the upstream's rate limit: two for each endpoint."""
+For each endpoint, the command fetches up to two manifests, which count against the upstream's rate limit."""
 
 
 def measure(
     upstream: Annotated[
-        str | None, typer.Argument(metavar="[UPSTREAM]", help="The upstream to measure. [default: all]")
+        str | None, typer.Argument(metavar="[UPSTREAM]", help="The upstream to measure. [default: all upstreams]")
     ] = None,
     endpoint: Annotated[
         list[str] | None,
-        typer.Option(
-            "--endpoint", metavar="URL", help="Measure this URL in place of those in the settings. Repeat for more."
-        ),
+        typer.Option("--endpoint", metavar="URL", help="Measure this URL, not those in the settings. May be repeated."),
     ] = None,
     image: Annotated[
         str | None,
-        typer.Option(
-            "--image", metavar="NAME:TAG", help="The image to fetch, as the upstream names it. [default: a small one]"
-        ),
+        typer.Option("--image", metavar="NAME:TAG", help="An image of the upstream to fetch. [default: a small image]"),
     ] = None,
     config: ConfigOption = None,
     data: DataOption = None,
     mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measures one endpoint after the other, so that they do not share the bandwidth, and prints the result. Accepts
+    """Measures the endpoints one after the other, so that they do not share the bandwidth. Prints the results. Accepts
     `data` like the other commands, but does not use the data directory."""
     from registry.cli.diagnosis.endpoint_speed import advice
     from registry.cli.interrupts import run_interruptible
 
-    settings = _settings(config, data, mirror)
-    upstreams = _select(settings, upstream, endpoint or [])
+    settings = _load_settings(config, data, mirror)
+    upstreams = _select_upstreams(settings, upstream, endpoint or [])
     if image is not None and len(upstreams) > 1:
         fail("--image needs the name of one upstream", USAGE_ERROR)
     results, exit_code = [], 0
     for chosen in upstreams:
         speeds = run_interruptible(_measure(chosen, image))
-        sentence, snippet = advice(chosen, speeds)
+        advice_text, settings_lines = advice(chosen, speeds)
         if all(speed.error is not None for speed in speeds):
             exit_code = 1
         if as_json:
             values = [_as_json(speed) for speed in speeds]
-            results.append({"upstream": chosen.name, "endpoints": values, "advice": sentence, "lines": snippet or None})
+            results.append(
+                {"upstream": chosen.name, "endpoints": values, "advice": advice_text, "lines": settings_lines or None}
+            )
         else:
-            _print(chosen, speeds, sentence, snippet)
+            _print_speeds(chosen, speeds, advice_text, settings_lines)
     if as_json:
         print_json_value(results, indent=2)
     raise typer.Exit(exit_code)
 
 
-def _settings(config: Path | None, data: str | None, mirror: list[str] | None) -> Settings:
+def _load_settings(config: Path | None, data: str | None, mirror: list[str] | None) -> Settings:
     from registry.cli.mirror.mirror_command import load_mirror_settings
 
     return load_mirror_settings(config, data, mirror)
 
 
-def _select(settings: Settings, name: str | None, endpoints: list[str]) -> list[Upstream]:
-    """Returns the settings of the upstream `name`, or of all upstreams if `name` is None. If `endpoints` is not empty,
-    it replaces the endpoints of the upstream. Ends the command if `name` is not an upstream in the settings, if an
-    endpoint is not a URL, or if `endpoints` are given for several upstreams."""
+def _select_upstreams(settings: Settings, name: str | None, endpoints: list[str]) -> list[Upstream]:
+    """Returns the settings of the upstream `name`. If `name` is None, returns the settings of all upstreams. If
+    `endpoints` is not empty, these URLs replace the endpoints in the settings. Ends the command in these cases:
+
+    - `name` is not an upstream in the settings.
+    - An endpoint is not a valid URL.
+    - `endpoints` is not empty, and several upstreams are selected."""
     from pydantic import ValidationError
 
     from registry.config import Upstream
 
     names = [upstream.name for upstream in settings.upstream]
     if name is not None and name not in names:
-        fail(f"{name} is not mirrored here; these are: {', '.join(names)}", USAGE_ERROR)
+        fail(f"{name} is not mirrored here; the mirrored registries are: {', '.join(names)}", USAGE_ERROR)
     chosen = [upstream for upstream in settings.upstream if name in (None, upstream.name)]
     if not endpoints:
         return chosen
@@ -109,14 +110,14 @@ def _select(settings: Settings, name: str | None, endpoints: list[str]) -> list[
 async def _measure(upstream: Upstream, image: str | None) -> list[EndpointSpeed]:
     from registry.cli.diagnosis.endpoint_speed import measure_endpoint
 
-    reference = _image(upstream, image)
+    reference = _image_to_fetch(upstream, image)
     return [await measure_endpoint(upstream, url, reference) for url in dict.fromkeys(upstream.endpoints)]
 
 
-def _image(upstream: Upstream, image: str | None) -> tuple[RepositoryName, Tag] | None:
-    """Returns the image to fetch. `image`: the value of --image; None: the upstream's default image is fetched. If the
-    upstream has no default image, prints a hint and returns None, so that only the connections are measured. Ends the
-    command if --image is not valid."""
+def _image_to_fetch(upstream: Upstream, image: str | None) -> tuple[RepositoryName, Tag] | None:
+    """Returns the image to fetch: `image` (the value of --image), or the upstream's default image if `image` is None.
+    If `image` is None and the upstream has no default image, prints a hint and returns None. Ends the command if
+    --image is not valid."""
     from registry.cli.diagnosis.endpoint_speed import DEFAULT_IMAGES
     from storage.errors import RegistryError
     from storage.names import RepositoryName, Tag
@@ -148,7 +149,7 @@ def _as_json(speed: EndpointSpeed) -> dict[str, Any]:
     }
 
 
-def _print(upstream: Upstream, speeds: list[EndpointSpeed], sentence: str, snippet: str) -> None:
+def _print_speeds(upstream: Upstream, speeds: list[EndpointSpeed], advice_text: str, settings_lines: str) -> None:
     import textwrap
 
     from rich.text import Text
@@ -166,9 +167,9 @@ def _print(upstream: Upstream, speeds: list[EndpointSpeed], sentence: str, snipp
     plain_console().print(table)
     for note in dict.fromkeys(note for speed in speeds for note in speed.notes):
         print_line(note)
-    print_text(f"\n{sentence}")
-    if snippet:
-        print_text(textwrap.indent(snippet, "    "), end="")
+    print_text(f"\n{advice_text}")
+    if settings_lines:
+        print_text(textwrap.indent(settings_lines, "    "), end="")
 
 
 def _milliseconds(seconds: float | None) -> str:

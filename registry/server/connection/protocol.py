@@ -1,4 +1,4 @@
-"""One client's connection, as an asyncio protocol object: answers its requests in the order in which they were sent.
+"""The connection of one client (`RegistryProtocol`).
 
 docs/adr/0005 explains why the server does not use uvicorn's protocol class.
 """
@@ -29,11 +29,12 @@ from registry.server.server_log import log
 
 _NO_PROTOCOL = asyncio.BufferedProtocol()
 """Takes the place of the protocol object of a connection that is lost."""
-_EVICTED = "the connection was closed before the request was complete, to make room for another one"
+_EVICTION_MESSAGE = "the connection was closed before the request was complete, to make room for another one"
 
 
 class RegistryProtocol(asyncio.BufferedProtocol):
-    """The connection of one client. Answers one request at a time. An `AsgiExchange` is one request with its response.
+    """The connection of one client. Answers the client's requests one after another, in the order in which they were
+    sent. An `AsgiExchange` is one request with its response.
 
     If the server ends the connection while the client could still be sending, the connection *lingers* (RFC 9112, 9.6):
     the server shuts down its sending side, reads for a short time and discards what it reads, and then closes the
@@ -52,8 +53,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._limits = worker.limits
         self._cached_answers = CachedAnswers(worker.app)
         self._last_cached_read = 0
-        """`RequestReader.read_count` at the last answer from the cache. Only one request of each read is answered from
-        the cache, so that a large read does not block the event loop."""
+        """`RequestReader.read_count` when a request was last answered from the cache. If one read contains several
+        requests, only one is answered from the cache, so that a large read does not block the event loop."""
         self._active: AsgiExchange | None = None
         """The request that is being answered; None if there is none."""
         self._active_task: RequestTask | None = None
@@ -67,10 +68,10 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._is_lingering = False
         """Whether the connection lingers: the last response was written, and the server only reads and discards."""
         self._is_evicted = False
-        """Whether the connection was closed to make room for another one."""
+        """Whether the connection was closed to make room for another connection."""
         self._max_small_buffer_bytes = sys.maxsize
-        """If the buffers of a TLS transport have more bytes than this, the connection is counted as one with large
-        buffers (`LargeBufferLimit`). `sys.maxsize`: no TLS, or the connection is counted already."""
+        """If the TLS transport's buffers have more bytes than this, the connection is counted as a connection with
+        large buffers (`LargeBufferLimit`). `sys.maxsize`: no TLS, or the connection is already counted."""
 
     # Called by the transport
 
@@ -103,8 +104,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool | None:
         """Called when the client has shut down its sending side. Refuses a request that was not received completely.
-        Returns True if the transport must stay open to send a response; otherwise the transport closes itself. An
-        endless response (`AsgiExchange.ends_on_half_close`) does not keep the transport open."""
+        Returns True if the transport must stay open to send a response. If the result is not True, the transport
+        closes itself. An endless response (`AsgiExchange.ends_on_half_close`) does not keep the transport open."""
         if self._is_lingering:
             return None
         is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
@@ -129,8 +130,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._flow.resume_writing()
         self._reader.close()
         self._context.unsent.close()
-        # Breaks the last reference cycles, so that memory is freed without the garbage collector. Over TLS, the
-        # transport refers to methods of this object, so the transport's buffers would also wait for the collector.
+        # Breaks reference cycles, so that memory is freed without the garbage collector. Over TLS, the transport and
+        # its buffers are part of a cycle, because the transport refers to methods of this object.
         self._active = self._latest = self._active_task = None
         if self._context.is_tls:
             self._transport.set_protocol(_NO_PROTOCOL)
@@ -143,7 +144,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         return self._active is not None
 
     def end_after_response(self) -> None:
-        """Makes the connection end after the response to the request that is being answered."""
+        """Makes the connection end after the current response."""
         if self._active is not None:
             self._active.keep_alive = False
 
@@ -180,9 +181,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._reader.is_finished = True
 
     def refuse(self, refused: RefusedRequest) -> None:
-        """Refuses the request that is being received, because its head or its body is not valid or is received too
-        slowly. Sends the error response if no response to this request has started. Ends the connection in any case:
-        aborts it in the middle of the response, closes it after the response."""
+        """Refuses the request that is being received, because its head or body is not valid or arrives too slowly. If
+        no response to this request has started, sends the error response. Always ends the connection: if a response to
+        this request has started and is not complete, aborts the connection."""
         self._reader.is_finished = True
         # The request whose body is being received; None if a head is being received.
         incomplete = self._latest if self._latest is not None and self._latest.body.has_more else None
@@ -204,9 +205,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     # Responses
 
     def _answer_from_cache(self, scope: Scope) -> bool:
-        """If the application has cached the response to the request, writes it and returns True. Returns False if no
-        response is cached, if another request is being answered, if earlier responses fill the write buffer, if the
-        connection is being closed, or if another request of the same read was answered from the cache."""
+        """If the application has cached the response to the request, writes the response and returns True. Otherwise
+        returns False. Also returns False if another request is being answered, the write buffer is full, the connection
+        is being closed, or another request of the same read was answered from the cache."""
         is_busy = self._active is not None or self._flow.write_paused or self._transport.is_closing()
         if is_busy or self._last_cached_read == self._reader.read_count:
             return False
@@ -243,7 +244,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def _write_error(self, refused: RefusedRequest, scope: Scope | None) -> None:
         """Writes the error response to a refused request, and ends the connection. Reports the request to the
-        application with `scope`, what is known of the request; None: an `AsgiExchange` makes the report."""
+        application. `scope`: what is known of the request, for the report. None: an `AsgiExchange` makes the report."""
         log.debug("refused a request with status %d: %s", refused.status, refused.message)
         if not self._transport.is_closing():
             response = error_response(refused, self._worker.state.default_headers)
@@ -256,9 +257,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def _finish(self, *, linger: bool) -> None:
         """Ends the connection when all written bytes were sent. `linger`: whether the client could still be sending.
 
-        If the server closes a socket with unread data, the kernel resets the connection. The client's kernel then
-        discards the response if the client has not read it yet. So with `linger` the server first shuts down only its
-        sending side, and `check_timeouts` closes the connection after a short time of reading.
+        If the server closes a socket with unread data, the kernel resets the connection, and the client can lose the
+        response. With `linger`, the connection therefore lingers, and `check_timeouts` closes it.
         """
         if not linger:
             self._close()
@@ -284,10 +284,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._reader.is_finished = self._reader.is_finished or not self._active.body.has_more
 
     def retire(self) -> None:
-        """Makes the connection close after one more response, whose head contains `Connection: close`. This is the
-        current response, or a later one if the current response has started or the next request has arrived. An idle
-        connection stays open until it has sent a response, because the client may be sending a request. May be called
-        repeatedly."""
+        """Makes the connection close after one more response, whose head contains `Connection: close`. If the current
+        response has started or the next request has arrived, this is a later response. An idle connection stays open
+        until it has sent a response, because the client may be sending a request. May be called repeatedly."""
         if self._is_lingering or self._active is None:
             return  # `on_request` makes the next response the last one
         if self._active.keep_alive and not self._active.response_started and not self._reader.has_held_head:
@@ -301,7 +300,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def evict(self) -> None:
         """Closes the connection immediately, to make room for another one."""
         if self._reader.is_in_head and not self._reader.is_finished:
-            self._worker.reports.report_refused(self._reader.partial_scope(), 0, _EVICTED)
+            self._worker.reports.report_refused(self._reader.partial_scope(), 0, _EVICTION_MESSAGE)
         self._reader.is_finished = self._is_evicted = True
         self._transport.abort()
 
@@ -325,9 +324,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._on_timeout(reason)
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Describes the connection as a candidate for eviction: it can be closed to make room for another one. Returns
-        None if it must stay open, is lost or evicted, or is being closed without TLS. Over TLS, a connection that is
-        being closed still waits for its client, so it can be a candidate. `now`: see `check_timeouts`."""
+        """Describes the connection as a candidate for eviction: the server can close it to make room for another
+        connection. Returns None if the connection must stay open, is lost or evicted, or is being closed without TLS.
+        `now`: see `check_timeouts`."""
         if self._is_evicted or self not in self._worker.state.connections:
             return None
         if self._transport.is_closing() and not self._context.is_tls:
@@ -377,9 +376,10 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         return self._current_tls_wait(0, idle) if self._context.is_tls and self._timeouts.has_changed(idle) else idle
 
     def _current_tls_wait(self, unsent: int, wait_if_sent: Wait | None) -> Wait:
-        """Returns what a TLS connection waits for if it may have bytes to send. `unsent`: size of the write buffer. The
-        second buffer, for encrypted bytes, has an unknown size. So the bytes that the client's kernel has acknowledged
-        are the progress. If it has all bytes, returns `wait_if_sent`; if that is None, a wait `linger`."""
+        """Returns what a TLS connection is waiting for if it may have bytes to send. The progress is the number of
+        bytes that the client's kernel has acknowledged, because the number of buffered encrypted bytes is unknown.
+        `unsent`: number of bytes in the write buffer. `wait_if_sent`: the result if the client's kernel has
+        acknowledged all bytes. None: a wait `linger`."""
         acknowledged, unacknowledged = tcp_progress(self._transport.get_extra_info("socket"))
         if unsent or unacknowledged:
             return Wait("send", (acknowledged, unacknowledged), self._limits.send_idle_seconds)

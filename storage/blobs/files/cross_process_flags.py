@@ -1,15 +1,15 @@
 """Flags of a partial blob that all processes see (`CrossProcessFlags`).
 
-A *partial blob* is a blob that is still being downloaded from an upstream registry. The *owner* is the process that
-downloads it. The *state file* of the partial blob says which bytes are stored. The flags are:
+A *partial blob* is a blob that a process is downloading from an upstream registry. This process is the *owner* of the
+partial blob. The *state file* of the partial blob says which bytes are stored. The flags are:
 
 - a client waits for the blob
 - the owner has started to request bytes
 - the owner has started to request bytes from a certain repository (one flag for each repository)
 - the upstream has started to send
 
-Each flag has a byte of the state file, and is set while any process holds a lock on the byte. Setting a flag therefore
-writes nothing to the disk, and when a process dies, the kernel releases the locks of the process.
+For each flag, the state file has one byte. The flag is set while any process holds a lock on the byte. The content of
+the byte has no meaning. When a process dies, the kernel releases its locks.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ RESPONSE_OFFSET = 3
 """The owner locks this byte when the upstream starts to send."""
 FIRST_REPOSITORY_OFFSET = 1 << 32
 """When the owner starts to request bytes from a repository, it locks the byte at this offset plus the CRC-32 of the
-repository's name. Two names can have the same CRC-32. `has_upstream_request_to` can then wrongly return True, with the
-only effect that a process waits longer for the owner."""
+repository's name. If two names have the same CRC-32, `has_upstream_request_to` can wrongly return True. A process then
+only waits longer for the owner."""
 
 
 class CrossProcessFlags:
-    """Sets and reads the flags of one partial blob. A process has one such object for each partial blob that it has
-    open. The methods take microseconds, and raise StorageFailed unless their docstring says otherwise. Call them only
-    while the state file is open."""
+    """Sets and reads the flags of one partial blob. A process has one `CrossProcessFlags` for each partial blob that it
+    has open. Call the methods only while the state file is open. The methods take microseconds. They may raise
+    StorageFailed, except where their docstring says that they raise nothing."""
 
     def __init__(self, state_fd: int) -> None:
-        """`state_fd`: descriptor of the open state file."""
+        """`state_fd`: the file descriptor of the open state file."""
         self._state_fd = state_fd
         self._waiters: set[object] = set()
         """The waiters that are registered in this process."""
@@ -49,16 +49,16 @@ class CrossProcessFlags:
         """Offsets of the bytes that this process, as the owner, has locked to set flags."""
 
     def add_waiter(self, waiter: object) -> None:
-        """Registers a *waiter*: any hashable object that stands for a client that waits for the blob. Sets the flag "a
-        client waits for the blob"."""
+        """Registers a *waiter* and sets the flag "a client waits for the blob". A waiter is a hashable object that
+        stands for one waiting client."""
         if not self._waiters:
             with as_storage_errors():
                 lock_byte_shared(self._state_fd, WAITERS_OFFSET)
         self._waiters.add(waiter)
 
     def remove_waiter(self, waiter: object) -> None:
-        """Removes `waiter` if it was registered. If this process has no other waiter, releases this process's lock on
-        the byte of the flag. Raises nothing."""
+        """Removes `waiter` if it is registered. Together with the last waiter of this process, releases this process's
+        lock for the flag "a client waits for the blob". Raises nothing."""
         if waiter in self._waiters:
             self._waiters.remove(waiter)
             if not self._waiters:
@@ -67,7 +67,7 @@ class CrossProcessFlags:
 
     def has_waiter_besides(self, waiter: object) -> bool:
         """Returns whether a waiter other than `waiter` is registered in any process."""
-        # `is_byte_locked` ignores the lock of this process, so `_waiters` is read for the waiters of this process.
+        # `is_byte_locked` reports only locks of other processes. The waiters of this process are in `_waiters`.
         with as_storage_errors():
             return bool(self._waiters - {waiter}) or is_byte_locked(self._state_fd, WAITERS_OFFSET)
 
@@ -89,31 +89,30 @@ class CrossProcessFlags:
                 unlock_byte(self._state_fd, self._owner_offsets.pop())
 
     def has_upstream_request(self) -> bool:
-        """Returns whether the owner has started to request bytes. The owner can be this or another process."""
+        """Returns whether the owner, which is this or another process, has started to request bytes."""
         return self._is_set(UPSTREAM_REQUEST_OFFSET)
 
     def has_upstream_request_to(self, repo: RepositoryName) -> bool:
-        """Returns whether the owner has started to request bytes from the repository. The owner can be this or another
-        process."""
+        """Returns whether the owner, which is this or another process, has started to request bytes from `repo`."""
         return self._is_set(_repository_offset(repo))
 
     def has_response(self) -> bool:
-        """Returns whether the upstream has started to send to the owner. The owner can be this or another process."""
+        """Returns whether the upstream has started to send to the owner, which is this or another process."""
         return self._is_set(RESPONSE_OFFSET)
 
     def _set(self, offset: int) -> None:
-        """Sets the flag of the byte at `offset`. Only for the owner."""
+        """Sets the flag whose byte is at `offset`. Only for the owner."""
         if offset not in self._owner_offsets:
             with as_storage_errors():
                 if try_lock_byte(self._state_fd, offset):
                     self._owner_offsets.add(offset)
 
     def _is_set(self, offset: int) -> bool:
-        """Returns whether this or another process has set the flag of the byte at `offset`."""
+        """Returns whether the flag whose byte is at `offset` is set, by this or another process."""
         with as_storage_errors():
             return offset in self._owner_offsets or is_byte_locked(self._state_fd, offset)
 
 
 def _repository_offset(repo: RepositoryName) -> int:
-    """Returns the offset of the byte that the owner locks when it requests bytes from the repository."""
+    """Returns the offset of the byte for the flag "the owner has started to request bytes from `repo`"."""
     return FIRST_REPOSITORY_OFFSET + zlib.crc32(repo.encode())

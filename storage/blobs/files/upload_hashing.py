@@ -1,15 +1,15 @@
-"""Hashes stored bytes of upload sessions that were not hashed when they arrived (`UploadHasher`).
+"""Hashes bytes that an upload session has already stored (`UploadHasher`).
 
-Stored bytes have to be hashed in these cases:
+Usually a session hashes its bytes when they arrive. It has to hash stored bytes in these cases:
 
-- The request that completes the upload names a digest of another algorithm than the session's.
-- An earlier request stored bytes, but did not save the state of the digest computation over them.
-- The machine was rebooted, so the stored bytes may be damaged.
-- This process cannot save the state of a digest between two requests (`storage.running_digest`).
+- The request that completes the upload names a digest with another algorithm than the session's.
+- An earlier request stored bytes, but did not save the state of the running digest (the digest of the bytes so far).
+- The machine was rebooted, which may have damaged the stored bytes.
+- This process cannot save the state of a running digest between two requests (`storage.running_digest`).
 
-A client can cause much of this work cheaply, with requests that have no body. The work must therefore not delay other
-requests. A thread hashes only a limited number of bytes at a time (a *step*). The sessions of a process take turns, and
-few steps run at the same time, so that most threads remain free for other calls.
+A client can cause much of this work cheaply, with requests that have no body. To keep the work from delaying other
+requests, a thread hashes a limited number of bytes at a time, called a *step*. Only a few steps run at the same time,
+and the sessions take turns.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from storage.data_dir.disk import Disk
 from storage.running_digest import RunningDigest
 
 STEP_BYTES = 8 * 1024 * 1024
-"""Number of bytes that are hashed in one step. A thread takes about 10 ms for it."""
+"""Largest number of bytes that one step hashes. Such a step takes about 10 ms."""
 CONCURRENT_STEPS = 2
 """Largest number of steps that one process runs at the same time."""
 
 
 class UploadHasher:
-    """Hashes stored bytes of all upload sessions of one process."""
+    """Hashes stored bytes for all upload sessions of one process."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._turns = asyncio.Semaphore(CONCURRENT_STEPS)
 
     async def hash_into(self, running_digest: RunningDigest, file: UploadFile, start: int, stop: int) -> None:
-        """Adds the bytes of `file` from `start` up to, but without, `stop` to the digest. If this call is cancelled,
-        it ends after the current step. Raises BlobUploadInvalid (a newer request has taken the session over),
-        StorageFailed."""
+        """Adds bytes of `file` to the digest. `start`: offset of the first byte. `stop`: offset at which the bytes end
+        (exclusive). A cancellation takes effect after the current step. Raises BlobUploadInvalid if a newer request has
+        taken over the session. Raises StorageFailed."""
         while start < stop:
             step_end = min(start + STEP_BYTES, stop)
             async with self._turns:
@@ -46,6 +46,7 @@ class UploadHasher:
 
 
 def _hash(running_digest: RunningDigest, file: UploadFile, start: int, stop: int) -> None:
-    """Adds the bytes of one step to the digest. Blocks. Raises OSError, BlobUploadInvalid."""
+    """Runs one step: adds the bytes from `start` up to `stop` to the digest. Blocks. Raises OSError,
+    BlobUploadInvalid."""
     for piece in file.read_pieces(start, stop):
         running_digest.update(piece)

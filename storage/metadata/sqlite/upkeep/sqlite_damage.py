@@ -1,13 +1,14 @@
 """Stores records of damaged content and of the rounds of scrub in the metadata database (`SqliteDamageRecords`).
 
-- *Scrub* is a job that reads all content and checks its digests. A *round* is one pass over all content. A round checks
-  the blobs in the order of their row ids, up to the id `until_blob`. It has already checked the blobs up to the id
-  `after_blob`. For manifests, the columns are `until_manifest` and `after_manifest`.
+- *Scrub* is a job that reads all content and checks its digests. A *round* is one pass of scrub over all content. A
+  round checks the blobs in the order of their row ids. The row id of the last blob of the round is `until_blob`. The
+  row id of the last blob that was checked is `after_blob`. For manifests, the columns are `until_manifest` and
+  `after_manifest`.
 - The *place* of a blob is the key of its bytes in the blob store. A damaged blob has an empty `place` in the table
-  `blob`. In the table `damaged_blob`, `former` is the place that the blob had before. There, `place` is the key under
-  which the blob store keeps the damaged bytes aside.
-- A damaged manifest has the size 0 and an empty body. The record of the damage keeps the body.
-- Damaged content is *healed* when its right bytes are stored again.
+  `blob`. In the table `damaged_blob`, `former` is the place that the blob had before the damage was found, and `place`
+  is the key of the damaged bytes in the quarantine, a part of the blob store.
+- A damaged manifest has the size 0 and an empty body. The record of its damage keeps the body.
+- Content is *healed* when its right bytes are stored again.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from storage.metadata.sqlite.upkeep import damage_changes
 from storage.names import Digest, RepositoryName
 
 MAX_ROUNDS: Final = 20
-"""Number of scrub rounds whose records are kept."""
-SHOWN_HOLDERS: Final = 20
+"""Number of rounds that the table `scrub_round` keeps."""
+MAX_SHOWN_HOLDERS: Final = 20
 """Largest number of repositories that are named for a damaged blob."""
 MANIFESTS_PER_CHECK: Final = 200
 """Largest number of manifests that one call of `check_manifests` hashes."""
@@ -44,12 +45,12 @@ _ROUND_COLUMNS: Final = (
 _MIRRORED_HOLDERS: Final = """
 SELECT r.name FROM blob b CROSS JOIN blob_link l ON l.blob = b.id CROSS JOIN repository r ON r.id = l.repository
  WHERE b.digest = ?1 AND substr(r.name, 1, instr(r.name, '/') - 1) IN (SELECT value FROM json_each(?2)) LIMIT ?3"""
-"""The mirrored repositories that have a blob. The name of a mirrored repository begins with the name of its upstream
-and a slash. The query may read all links of the blob (the rows that let a repository serve it). A common layer has very
-many links, so the query runs in the thread for long lookups."""
+"""Selects the mirrored repositories that have the blob. The name of a mirrored repository begins with the name of its
+upstream and a slash. A common layer belongs to very many repositories, so this query runs in the thread for long
+reads."""
 _OLDEST_BLOB_CREATED = "SELECT min(created) FROM (SELECT created FROM blob ORDER BY id LIMIT 100)"
-"""The time at which the oldest blob was created. A healed blob gets a new time, so the blob with the lowest row id may
-not have the earliest time. The query therefore reads several rows."""
+"""Selects the time at which the oldest blob was created. Healing a blob changes its time, so the query compares several
+of the oldest rows."""
 
 
 class SqliteDamageRecords:
@@ -62,8 +63,8 @@ class SqliteDamageRecords:
         scans: ScanThread | ImmutableScans,
         clock: Callable[[], float],
     ) -> None:
-        """Reads a few rows with `db` and many with `scans`, and changes through `writer`. `clock` returns the time in
-        seconds since 1970."""
+        """`db`: the connection for short reads. `scans`: runs long reads in a thread. `writer`: runs changes. `clock`:
+        returns the time in seconds since 1970."""
         self._db = db
         self._writer = writer
         self._scans = scans
@@ -74,7 +75,7 @@ class SqliteDamageRecords:
         return newest[0] if newest and newest[0].ended is None else None
 
     async def start_round(self) -> ScrubRound:
-        until_blob, until_manifest, size = await self._scans.run(_measure)
+        until_blob, until_manifest, size = await self._scans.run(_measure_content)
         now = self._clock()
 
         def insert(db: apsw.Connection) -> ScrubRound:
@@ -99,9 +100,11 @@ class SqliteDamageRecords:
         return await self._write_round(progress, ended=self._clock(), durable=True)
 
     async def _write_round(self, progress: ScrubRound, *, ended: float | None, durable: bool) -> ScrubRound:
-        """Stores the progress of a round, and returns the stored round. `ended`: when the round ended, in seconds since
-        1970; None if it has not ended. When a round ends, its `total_bytes` becomes the number of bytes that were
-        checked, because blobs may have been deleted or healed since the round began."""
+        """Stores the progress of a round, and returns the stored round. If the database has no such round, returns
+        `progress`. `ended`: the time at which the round ended, in seconds since 1970; None if it has not ended.
+
+        When a round ends, its `total_bytes` becomes the number of bytes that the round checked. The two numbers can
+        differ, because blobs can be deleted or healed during the round."""
         total_bytes = progress.total_bytes if ended is None else progress.checked_bytes
         values = (
             *(self._clock(), ended, progress.after_blob, progress.after_manifest, progress.blobs, progress.manifests),
@@ -163,7 +166,13 @@ class SqliteDamageRecords:
         ).fetchall()
         blobs = [
             DamagedBlob(
-                Digest(digest), size, found_at, reason, place, former, await self.holders(Digest(digest), SHOWN_HOLDERS)
+                Digest(digest),
+                size,
+                found_at,
+                reason,
+                place,
+                former,
+                await self.holders(Digest(digest), MAX_SHOWN_HOLDERS),
             )
             for digest, size, found_at, reason, place, former in rows[:limit]
         ]
@@ -205,8 +214,9 @@ class SqliteDamageRecords:
         )
 
     async def recheck_damaged_manifests(self) -> int:
-        """Hashes at most `MANIFESTS_PER_RECHECK` damaged manifests again, oldest damage first, and heals those with the
-        right digest. Faulty memory can have made the first hash wrong. The limit keeps the transaction short."""
+        """Hashes at most `MANIFESTS_PER_RECHECK` damaged manifests again, oldest damage first. Heals each manifest that
+        has the right digest: faulty memory can have made its first hash wrong. The limit keeps the transaction
+        short."""
         if self._db.execute("SELECT 1 FROM damaged_manifest LIMIT 1").get is None:
             return 0
         now = self._clock()
@@ -216,9 +226,9 @@ class SqliteDamageRecords:
         )
 
 
-def _measure(db: apsw.Connection) -> tuple[int, int, int]:
+def _measure_content(db: apsw.Connection) -> tuple[int, int, int]:
     """Returns the highest row id of a blob, the highest row id of a manifest, and the total size in bytes of all blobs
-    that are not damaged. Leaves out the sizes of manifests: to add them up, SQLite would read all bodies."""
+    that are not damaged. Does not add the sizes of manifests, because SQLite would read all bodies."""
     last_blob: Any = db.execute("SELECT ifnull(max(id), 0) FROM blob").get
     last_manifest: Any = db.execute("SELECT ifnull(max(id), 0) FROM manifest").get
     size: Any = db.execute("SELECT ifnull(sum(size), 0) FROM blob WHERE place <> ''").get
@@ -240,9 +250,9 @@ def _check_manifests(db: apsw.Connection, after: int, until: int) -> ManifestChe
         body: bytes | None = db.execute("SELECT body FROM manifest WHERE id = ? AND digest = ?", (row_id, digest)).get
         last_row_id, count = row_id, count + 1
         if body is None:
-            continue  # deleted since the first statement
+            continue  # the manifest was deleted after the first statement
         read_bytes += len(body)
-        # An empty body: the manifest was marked as damaged since the first statement.
+        # A body is empty if the manifest was marked as damaged after the first statement.
         if body and digest_of(body, Digest(digest).algorithm) != digest:
             damaged_row_ids.append(row_id)
         if read_bytes >= BYTES_PER_CHECK:

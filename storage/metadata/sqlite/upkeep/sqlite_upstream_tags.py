@@ -1,6 +1,9 @@
-"""Stores the history of mirrored tags in the metadata database (`SqliteUpstreamTags`). A *sighting* records when the
-mirror saw that a tag pointed at another digest than before, or saw the tag for the first time. A *frozen* tag keeps its
-digest even if the tag moves at the upstream."""
+"""Stores the history of mirrored tags in the metadata database (`SqliteUpstreamTags`).
+
+- A *sighting* is the time at which the mirror first saw a tag at a digest, and the digest. The mirror adds a sighting
+  when it sees a tag for the first time, and when it sees that the tag has moved to another digest.
+- A *frozen* tag keeps its digest in this registry even if the tag moves at the upstream.
+"""
 
 from __future__ import annotations
 
@@ -24,34 +27,36 @@ TAGS_PER_CHANGE = 200
 """Largest number of tags whose sightings are deleted in one transaction."""
 MAX_UNUSED_TAGS = 10_000
 """Largest number of tags whose sightings one call deletes. The next call deletes more."""
-_CACHED = "EXISTS (SELECT 1 FROM repository r JOIN tag t ON t.repository = r.id WHERE r.name = {} AND t.name = {})"
-"""SQL condition: whether the tag is in the cache. The two `{}` are the expressions for the repository and the tag."""
-_UNUSED = f"""
+_IS_CACHED = "EXISTS (SELECT 1 FROM repository r JOIN tag t ON t.repository = r.id WHERE r.name = {} AND t.name = {})"
+"""SQL condition: the tag is in the cache. The first `{}` is the expression for the repository, the second for the
+tag."""
+_SELECT_UNUSED = f"""
 SELECT repository, tag FROM upstream_tag u
- WHERE since < ?1 AND NOT {_CACHED.format("u.repository", "u.tag")}
+ WHERE since < ?1 AND NOT {_IS_CACHED.format("u.repository", "u.tag")}
    AND NOT EXISTS (
        SELECT 1 FROM upstream_tag n WHERE n.repository = u.repository AND n.tag = u.tag AND n.since > u.since)
  LIMIT {MAX_UNUSED_TAGS}"""
-"""The *unused* tags: those whose newest sighting is older than the time ?1 and that are not in the cache."""
-_NEWEST_AND_CACHED = f"""
-SELECT (SELECT max(since) FROM upstream_tag WHERE repository = ?1 AND tag = ?2), {_CACHED.format("?1", "?2")}"""
-"""The time of the newest sighting of the tag ?2 in the repository ?1, and whether the tag is in the cache."""
-_FROZEN = "SELECT repository, tag, digest, at, actor FROM frozen_tag"
+"""Selects the *unused* tags. A tag is unused if it is not in the cache and its newest sighting is before the time
+?1."""
+_SELECT_NEWEST_AND_IS_CACHED = f"""
+SELECT (SELECT max(since) FROM upstream_tag WHERE repository = ?1 AND tag = ?2), {_IS_CACHED.format("?1", "?2")}"""
+"""Selects the time of the newest sighting of the tag ?2 in the repository ?1, and whether the tag is in the cache."""
+_SELECT_FROZEN = "SELECT repository, tag, digest, at, actor FROM frozen_tag"
 
-_FROZEN_TAG_NEEDING = f"""
+_SELECT_FROZEN_TAG_NEEDING = f"""
 WITH RECURSIVE needed (tag, digest) AS (
     SELECT tag, digest FROM frozen_tag WHERE repository = ?1
     UNION
     SELECT n.tag, c.digest FROM needed n
       CROSS JOIN manifest m ON m.repository = (SELECT id FROM repository WHERE name = ?1) AND m.digest = n.digest
       CROSS JOIN manifest_child c ON c.manifest = m.id)
-{_FROZEN} WHERE repository = ?1 AND tag IN (
+{_SELECT_FROZEN} WHERE repository = ?1 AND tag IN (
     SELECT tag FROM needed WHERE digest = ?2
     UNION
     SELECT n.tag FROM manifest_blob b JOIN manifest m ON m.id = b.manifest JOIN needed n ON n.digest = m.digest
      WHERE b.repository = (SELECT id FROM repository WHERE name = ?1) AND b.digest = ?2)
  ORDER BY tag LIMIT 1"""
-"""The first frozen tag of the repository ?1 that needs the manifest or blob with the digest ?2. A tag needs its
+"""Selects the first frozen tag of the repository ?1 that needs the manifest or blob with the digest ?2. A tag needs its
 manifest. An index needs the manifests that it lists. Each manifest needs its blobs."""
 
 
@@ -67,9 +72,11 @@ class SqliteUpstreamTags:
         clock: Callable[[], float],
         scans: ScanThread | ImmutableScans,
     ) -> None:
-        """`db` is the connection for short reads, which run on the event loop. `cache` answers whether a tag is frozen,
-        because the mirror asks this at each request for a tag. `scans` runs long reads in a thread, `writer` runs
-        changes. `clock` returns the time in seconds since 1970."""
+        """- `db`: the connection for short reads, which run on the event loop.
+        - `cache`: keeps the results of `find_frozen_tag` in memory.
+        - `writer`: runs changes.
+        - `clock`: returns the time in seconds since 1970.
+        - `scans`: runs long reads in a thread."""
         self._db = db
         self._cache = cache
         self._writer = writer
@@ -102,7 +109,7 @@ class SqliteUpstreamTags:
         return [UpstreamTagMove(at, RepositoryName(repo), Tag(tag)) for at, repo, tag in rows]
 
     async def forget_unused(self, before: float) -> int:
-        unused: list[Any] = await self._scans.run(lambda db: db.execute(_UNUSED, (before,)).fetchall())
+        unused: list[Any] = await self._scans.run(lambda db: db.execute(_SELECT_UNUSED, (before,)).fetchall())
         forgotten = 0
         for start in range(0, len(unused), TAGS_PER_CHANGE):
             batch = unused[start : start + TAGS_PER_CHANGE]
@@ -117,16 +124,17 @@ class SqliteUpstreamTags:
     async def frozen_tags(self, after: str | None, limit: int) -> Page[FrozenTag]:
         repo, _, tag = (after or "").rpartition(":")
         rows: list[Any] = self._db.execute(
-            f"{_FROZEN} WHERE (repository, tag) > (?, ?) ORDER BY repository, tag LIMIT ?", (repo, tag, limit + 1)
+            f"{_SELECT_FROZEN} WHERE (repository, tag) > (?, ?) ORDER BY repository, tag LIMIT ?",
+            (repo, tag, limit + 1),
         ).fetchall()
         return Page([_frozen_tag(row) for row in rows[:limit]], more=len(rows) > limit)
 
     async def frozen_tags_in(self, repo: RepositoryName) -> Sequence[FrozenTag]:
-        rows: list[Any] = self._db.execute(f"{_FROZEN} WHERE repository = ? ORDER BY tag", (repo,)).fetchall()
+        rows: list[Any] = self._db.execute(f"{_SELECT_FROZEN} WHERE repository = ? ORDER BY tag", (repo,)).fetchall()
         return [_frozen_tag(row) for row in rows]
 
     async def frozen_tag_that_needs(self, repo: RepositoryName, digest: Digest) -> FrozenTag | None:
-        row: Any = await self._scans.run(lambda db: db.execute(_FROZEN_TAG_NEEDING, (repo, digest)).fetchone())
+        row: Any = await self._scans.run(lambda db: db.execute(_SELECT_FROZEN_TAG_NEEDING, (repo, digest)).fetchone())
         return None if row is None else _frozen_tag(row)
 
     async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:
@@ -160,11 +168,11 @@ class SqliteUpstreamTags:
 
 
 def _forget_unused(db: apsw.Connection, tags: Sequence[tuple[str, str]], before: float) -> int:
-    """Deletes the sightings of those `tags` that are still unused: the newest sighting is older than `before` (seconds
-    since 1970), and the tag is not in the cache. Returns the number of these tags."""
+    """Deletes the sightings of each tag in `tags` that is still unused (see `_SELECT_UNUSED`). `tags`: pairs of
+    repository and tag. `before`: seconds since 1970. Returns the number of tags whose sightings were deleted."""
     forgotten = 0
     for repo, tag in tags:
-        row: Any = db.execute(_NEWEST_AND_CACHED, (repo, tag)).fetchone()
+        row: Any = db.execute(_SELECT_NEWEST_AND_IS_CACHED, (repo, tag)).fetchone()
         newest, is_cached = row
         if newest is not None and newest < before and not is_cached:
             db.execute("DELETE FROM upstream_tag WHERE repository = ? AND tag = ?", (repo, tag))
@@ -174,11 +182,11 @@ def _forget_unused(db: apsw.Connection, tags: Sequence[tuple[str, str]], before:
 
 def _find_frozen_tag(db: apsw.Connection, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
     """Returns the frozen tag; None if the tag is not frozen."""
-    row: Any = db.execute(f"{_FROZEN} WHERE repository = ? AND tag = ?", (repo, tag)).fetchone()
+    row: Any = db.execute(f"{_SELECT_FROZEN} WHERE repository = ? AND tag = ?", (repo, tag)).fetchone()
     return None if row is None else _frozen_tag(row)
 
 
 def _frozen_tag(row: tuple[Any, ...]) -> FrozenTag:
-    """Returns the frozen tag of a row with the columns of `_FROZEN`."""
+    """Converts a row with the columns of `_SELECT_FROZEN`."""
     repo, tag, digest, at, actor = row
     return FrozenTag(RepositoryName(repo), Tag(tag), Digest(digest), at, actor)

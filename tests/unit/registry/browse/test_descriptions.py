@@ -306,9 +306,9 @@ def test_cached_descriptions_are_limited_by_bytes() -> None:
     is larger than the cache."""
     cache = ByteLimitedCache[str](10, len)
     for key in "abc":
-        cache.keep(key, key * 3)
+        cache.put(key, key * 3)
     assert cache.get("a") == "aaa"
-    cache.keep("d", "dddd")
+    cache.put("d", "dddd")
     assert [cache.get(key) for key in "abcd"] == ["aaa", None, "ccc", "dddd"]
-    assert cache.keep("e", "e" * 11) == "e" * 11
+    assert cache.put("e", "e" * 11) == "e" * 11
     assert [cache.get(key) for key in "acde"] == [None] * 4
