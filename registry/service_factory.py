@@ -30,7 +30,7 @@ from registry.auth.token_service.service import TokenService
 from registry.backend import Backend, open_backend
 from registry.background_work import BackgroundWork
 from registry.browse.repository_browser import RepositoryBrowser
-from registry.browse.stored_content import stored_content
+from registry.browse.stored_content import stored_content_router
 from registry.config import Settings
 from registry.config.auth_settings import token_service_name
 from registry.http import Authenticator, DistributionAPI, Namespaces, RequestLimits
@@ -199,7 +199,7 @@ class ServiceFactory:
         answer_cache = AnswerCache(
             store.metadata.version, router.is_always_hosted, by_host=bool(self._upstream_by_host)
         )
-        stored_router = stored_content(
+        stored_router = stored_content_router(
             store,
             router.naming,
             store.is_known_repository,

@@ -1,10 +1,10 @@
 """The interface of the records about mirrored tags (`UpstreamTags`): the digests that an upstream's tag has pointed
 at, and the frozen tags.
 
-An *upstream* is a registry that this registry mirrors. A *sighting* records the digest of an upstream's tag, and the
-time at which the mirror saw that the tag was new or had moved to this digest. The tag counts as pointing at this digest
-until the next sighting. A *frozen* tag stays at one digest in this registry, even if the upstream's tag moves.
-Repositories have their stored names, such as `docker.io/library/ubuntu`. Times are seconds since 1970.
+An *upstream* is a registry that this registry mirrors. A *sighting* records that the mirror saw an upstream's tag for
+the first time, or saw that the tag had moved. A sighting has the time and the tag's digest. The tag counts as pointing
+at this digest until its next sighting. A *frozen* tag stays at one digest in this registry, even if the upstream's tag
+moves. Repositories are given by their stored names, such as `docker.io/library/ubuntu`. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -33,16 +33,15 @@ class TagFrozen(Denied):
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """At the time `since`, the mirror saw an upstream's tag for the first time, at `digest`, or saw it move to
-    `digest`."""
+    """At the time `since`, the mirror saw that an upstream's tag points at `digest`. The tag was new, or had moved."""
 
     since: float
     digest: Digest
 
 
 class UpstreamTagMove(NamedTuple):
-    """At the time `since`, the mirror saw an upstream's tag for the first time, or saw the tag move. Moves are sorted
-    by these fields, in this order."""
+    """At the time `since`, the mirror saw that an upstream's tag was new, or had moved. Moves are sorted by `since`,
+    then by repository, then by tag."""
 
     since: float
     repository: RepositoryName
@@ -51,7 +50,8 @@ class UpstreamTagMove(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FrozenTag:
-    """A tag that stays at `digest` since the time `at`. `actor`: the name of the account or command that froze it."""
+    """A tag that was frozen at `digest`. `at`: the time at which it was frozen. `actor`: the name of the account or
+    command that froze it."""
 
     repository: RepositoryName
     tag: Tag
@@ -64,8 +64,9 @@ class FrozenTag:
 
 
 class UpstreamTags(Protocol):
-    """The sightings and the frozen tags. All processes share these records, and the records survive restarts. Reads
-    take less than a millisecond, except the reads in a thread. Changes raise StorageFull, StorageFailed."""
+    """The sightings and the frozen tags. All processes share these records, and the records survive restarts. A read
+    takes less than a millisecond, unless the docstring of the method says that it reads in a thread. Changes raise
+    StorageFull, StorageFailed."""
 
     async def sightings(self, repo: RepositoryName, tag: Tag) -> Sequence[Sighting]:
         """Returns the stored sightings of the tag, oldest first; an empty sequence if the tag was never seen."""
@@ -73,8 +74,7 @@ class UpstreamTags(Protocol):
 
     async def save_sightings(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> None:
         """Replaces the stored sightings of the tag by `sightings`, whose times must increase. The caller makes sure
-        that no other process changes the sightings of the tag meanwhile. The change may be lost in a power cut. The
-        mirror then sees the new digest again, and stores a sighting with a later time."""
+        that no other process changes the sightings of the tag meanwhile. A power cut may undo the change."""
         ...
 
     async def moves(self, since: float, after: UpstreamTagMove | None, limit: int) -> Sequence[UpstreamTagMove]:
@@ -84,36 +84,34 @@ class UpstreamTags(Protocol):
         ...
 
     async def forget_unused(self, before: float) -> int:
-        """Deletes the sightings of each tag that is not cached any more, if the newest sighting of the tag is older
-        than `before`. Returns the number of these tags. Reads all sightings older than `before`, in a thread."""
+        """Deletes all sightings of each tag that is not cached any more and has no sighting at `before` or later.
+        Returns the number of these tags. Reads all sightings that are older than `before`, in a thread."""
         ...
 
     async def find_frozen_tag(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
-        """Returns the record of the frozen tag; None if the tag is not frozen."""
+        """Returns the frozen tag; None if the tag is not frozen."""
         ...
 
     async def frozen_tags(self, after: str | None, limit: int) -> Page[FrozenTag]:
         """Returns a page of at most `limit` frozen tags, sorted by repository and then by tag. `after`: a tag in the
-        form `REPOSITORY:TAG`; the page begins with the tag that sorts next. If `after` is None, the page begins with
-        the first tag."""
+        form `REPOSITORY:TAG`; the page begins with the first tag that sorts after it. If `after` is None, the page
+        begins with the first tag."""
         ...
 
     async def frozen_tags_in(self, repo: RepositoryName) -> Sequence[FrozenTag]:
-        """Returns the frozen tags of the repository. The cache must not evict the manifests of these tags, nor the
-        content that these manifests refer to."""
+        """Returns the frozen tags of the repository. The cache must keep the manifests of these tags, and the content
+        that these manifests refer to."""
         ...
 
     async def frozen_tag_that_needs(self, repo: RepositoryName, digest: Digest) -> FrozenTag | None:
         """Returns the first frozen tag of the repository that needs the manifest or blob with this digest; None if no
-        frozen tag needs it. A frozen tag needs its manifest, the manifests that this manifest lists (directly or
-        through other indexes), and the blobs of all these manifests, if the manifests are cached. Reads the manifests
-        of all frozen tags of the repository, in a thread."""
+        frozen tag needs it. A frozen tag needs its manifest. A cached index needs the manifests that it lists, and a
+        cached manifest needs its blobs. Reads the manifests of all frozen tags of the repository, in a thread."""
         ...
 
     async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:
-        """Freezes the tag at `digest`, and returns the frozen tag. If the tag is frozen at another digest, replaces the
-        frozen tag. If the tag is already frozen at `digest`, changes nothing, so that the frozen tag keeps its time and
-        actor."""
+        """Freezes the tag at `digest`, and returns the frozen tag. If the tag is frozen at another digest, replaces its
+        record. If the tag is already frozen at `digest`, changes nothing, not even the record's time and actor."""
         ...
 
     async def unfreeze(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> FrozenTag:

@@ -20,13 +20,13 @@ from registry.admin.server_status import ServerStatus, read_server_status
 from storage.activity import DAY_SECONDS, HOUR_SECONDS, Activity, ActivityBucket, ActivityLog
 
 router = management_router()
-HOURS: Final = 24
-DAYS: Final = 30
-"""How many hours and days are shown. These include the current hour and the current day."""
+SHOWN_HOURS: Final = 24
+SHOWN_DAYS: Final = 30
+"""The numbers of hours and days in the response, including the current hour and the current day."""
 
 
 class ActivityNumbers(BaseModel):
-    """The pulls, pushes and mirrored requests of one period."""
+    """The numbers of pulls, pushes, and requests for mirrored content in one period."""
 
     pulls: int = Field(description="Manifests that clients have pulled")
     pushes: int = Field(description="Manifests that clients have pushed")
@@ -37,7 +37,7 @@ class ActivityNumbers(BaseModel):
 
     @property
     def hit_ratio(self) -> float | None:
-        """The share of hits in all requests for mirrored content, from 0 to 1; None: there were no requests."""
+        """The share of hits in all requests for mirrored content, from 0 to 1; None if there were no such requests."""
         requests = self.hits + self.misses
         return self.hits / requests if requests else None
 
@@ -59,10 +59,9 @@ class ActivityPeriod(BaseModel):
     def from_stored(
         cls, buckets: Sequence[ActivityBucket], unstored: Activity, now: float, bucket_seconds: int, count: int
     ) -> Self:
-        """Converts stored buckets. A *bucket* has the activity of one hour or day; `bucket_seconds` is its length.
-        `unstored`: activity of the current bucket that is not stored yet. `now`: the time in seconds since 1970.
-        `count`: the number of buckets in the result; the last of them contains `now`. A bucket for which nothing is
-        stored is empty."""
+        """Returns the last `count` buckets up to the time `now`, in seconds since 1970. A *bucket* has the activity of
+        one hour or day; `bucket_seconds` is its length. `buckets`: the stored buckets; other buckets are empty.
+        `unstored`: activity in the current bucket that is not stored yet."""
         current_start = int(now) // bucket_seconds * bucket_seconds
         starts = range(current_start - (count - 1) * bucket_seconds, current_start + 1, bucket_seconds)
         by_start = {bucket.start: bucket.activity for bucket in buckets}
@@ -87,9 +86,9 @@ class ActivityResponse(BaseModel):
 
 @router.get("/status", tags=["status"])
 async def read_status(caller: AdminCaller) -> ServerStatus:
-    """Returns what the server does now: its processes, the disk, uploads and downloads that are not complete, jobs, the
-    use of the cache and the quotas, and how its upstreams respond. Each worker process reports its numbers once a
-    second, so these are up to a second old."""
+    """Returns what the server does now: its processes, the disk, incomplete uploads and downloads, jobs, the use of the
+    cache and of the quotas, and how its upstreams respond. The numbers of the worker processes are up to a second
+    old."""
     return await read_server_status(caller.upkeep)
 
 
@@ -115,7 +114,9 @@ async def _read_activity_until(activity_log: ActivityLog, unstored: Activity, no
         buckets = await activity_log.buckets(now - (count - 1) * bucket_seconds, bucket_seconds)
         return ActivityPeriod.from_stored(buckets, unstored, now, bucket_seconds, count)
 
-    return ActivityResponse(day=await read_period(HOUR_SECONDS, HOURS), month=await read_period(DAY_SECONDS, DAYS))
+    return ActivityResponse(
+        day=await read_period(HOUR_SECONDS, SHOWN_HOURS), month=await read_period(DAY_SECONDS, SHOWN_DAYS)
+    )
 
 
 def _sum(activities: Sequence[Activity]) -> Activity:

@@ -1,7 +1,8 @@
-"""A registry that reads only stored content, and sends no requests to upstreams (`stored_content`).
+"""The router that pages and the management API use to read stored content (`stored_content_router`). It sends no
+requests to upstreams, so pages show only the cached part of mirrored content.
 
-Pages show only the cached part of mirrored content. A visit to a page must not fetch content, use up an upstream's rate
-limit, or wait for an upstream that does not respond.
+A visit to a page must not fetch content, use up an upstream's rate limit, or wait for an upstream that does not
+respond.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from storage.wrappers import Call, ForwardingRegistry
 T = TypeVar("T")
 
 
-def stored_content(
+def stored_content_router(
     store: Registry,
     naming: NamingRules,
     is_used: IsUsed,
@@ -31,10 +32,11 @@ def stored_content(
     """Returns a router like that of the server, but with `store` in place of each mirror. `is_used`: returns whether
     the store ever had content of a repository. `private`: the names of the private upstreams, which may have
     repositories that only some clients are allowed to read. `is_confirmed`: returns whether the upstream has confirmed
-    that a repository has a blob (`registry.mirror.entitlement`). Only then can a blob of a private upstream be read."""
-    confirmed_content = _ConfirmedBlobs(store, is_confirmed)
+    that a repository has a blob (`registry.mirror.entitlement`). The router returns a blob of a private upstream only
+    if `is_confirmed` returns True."""
+    confirmed_blobs = _ConfirmedBlobs(store, is_confirmed)
     mirrors: Iterable[tuple[str, Registry]] = (
-        (name, confirmed_content if name in private else store) for name in naming.upstreams
+        (name, confirmed_blobs if name in private else store) for name in naming.upstreams
     )
     return Router(store, dict(mirrors), is_used, naming, private=private, is_confirmed=is_confirmed)
 
@@ -47,8 +49,8 @@ class _ConfirmedBlobs(ForwardingRegistry):
         self._is_confirmed = is_confirmed
 
     async def handle(self, call: Call[T]) -> T:
-        """Forwards a read. Raises BlobUnknown for a blob that is not confirmed. Raises Unsupported for a call that is
-        no read."""
+        """Forwards a read. Raises BlobUnknown if the call reads a blob that is not confirmed. Raises Unsupported if the
+        call is no read."""
         if call.action is not Action.PULL:
             raise Unsupported
         if call.operation in ("open_blob", "resolve_blob"):

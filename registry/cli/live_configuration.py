@@ -1,5 +1,5 @@
-"""`LiveConfiguration`: the settings of a running server. Each reload reads them again from the flags, environment
-variables and file that the start read."""
+"""`LiveConfiguration`: the settings of a running server. Each reload reads the settings again, from the same sources as
+the start of the server: flags, environment variables and the settings file."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class LiveConfiguration:
         self._proposed: tuple[Proposal, Settings] | None = None
 
     def propose(self) -> Proposal:
-        """Reads and checks the settings. Also checks the files for logins that the settings name, such as the htpasswd
-        file. Returns the settings as a proposal; `accept` makes it take effect. Raises ChangeRefused if the settings or
+        """Reads and checks the settings, and the files for logins that they name, such as the htpasswd file. Returns
+        the settings as a proposal, which takes effect when `accept` is called. Raises ChangeRefused if the settings or
         a file cannot be used, or if a changed setting cannot take effect in a reload."""
         try:
             settings = load_settings(self._flags, self._file).settings
         except ConfigError as error:
             raise ChangeRefused(str(error)) from None
         changes = list(self._changes(settings))
-        # A "start" change takes effect only when the server is stopped and started. For a "restart" change,
-        # `entrepot restart` is enough. It replaces the program of the running server.
+        # A "start" change takes effect when the server is stopped and started. A "restart" change also takes effect
+        # at `entrepot restart`, which replaces the program of the running server.
         for effect, when in (
             ("start", f"if you {STOP_AND_START}"),
             ("restart", "at a restart: run `entrepot restart`"),
@@ -56,7 +56,7 @@ class LiveConfiguration:
             if names := [name for name, effective_at in changes if effective_at == effect]:
                 verb = "takes" if len(names) == 1 else "take"
                 raise ChangeRefused(f"{', '.join(names)} {verb} effect only {when}")
-        self._check_files(settings)
+        self._check_logins(settings)
         proposal = Proposal(pickle.dumps(settings), ", ".join(name for name, _ in changes))
         self._proposed = proposal, settings
         return proposal
@@ -78,9 +78,8 @@ class LiveConfiguration:
     def _changes(self, settings: Settings) -> Iterator[tuple[str, EffectiveAt]]:
         """Yields the name of each changed setting, and when its change takes effect.
 
-        A restart opens the socket of a changed address while the old sockets are still open. This fails if the new
-        address overlaps with the address of an old socket. An overlapping address therefore takes effect only when the
-        server is stopped and started."""
+        A changed address that overlaps with the address of an open socket takes effect only when the server is stopped
+        and started: a restart opens the new socket while the old sockets are still open."""
         from registry.server.gate.listener import overlaps
 
         new_addresses = {"listen": settings.listen, "metrics.listen": metrics_address(settings)}
@@ -89,8 +88,9 @@ class LiveConfiguration:
             is_overlapping = address is not None and any(overlaps(address, bound) for bound in self._addresses)
             yield name, "start" if is_overlapping else effect
 
-    def _check_files(self, settings: Settings) -> None:
-        """Makes the same checks as the start of the server. Raises ChangeRefused."""
+    def _check_logins(self, settings: Settings) -> None:
+        """Checks the files for logins, and whether everybody could use the server, as the start of the server does.
+        Raises ChangeRefused."""
         from registry.auth.assembly import check_auth_files
         from registry.auth.external.openid_settings import ProviderInvalid
         from registry.auth.password.htpasswd import HtpasswdError

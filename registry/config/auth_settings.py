@@ -19,9 +19,8 @@ from storage.access import AccountInvalid, AccountName
 DEFAULT_SERVICE = "entrepot"
 """The name of this registry in tokens and challenges if neither `service` nor `public_url` is set."""
 ASYMMETRIC_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""The signature algorithms that tokens of other issuers may have. All of them use a key pair. If an algorithm with a
-shared secret, such as HS256, were accepted, an attacker could sign tokens with the issuer's public key as the
-secret."""
+"""The signature algorithms that tokens of other services may have. All of them use a key pair. With an algorithm that
+uses a shared secret, such as HS256, an attacker could sign tokens with the service's public key as the secret."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9._:/-]{1,255}")
 """The characters and the length of a service name."""
@@ -38,18 +37,18 @@ def _check_service(value: str) -> str:
 
 
 def check_identity_url(value: str, example: str, attacker_can: str) -> None:
-    """Raises ValueError unless `value` can be the URL of a service on which logins depend, such as an OpenID provider.
-    The URL must have https, or http on this machine, and must not have a user name, a password or a fragment.
+    """Checks the URL of a service on which logins depend, such as an OpenID provider. Raises ValueError unless the URL
+    has https, or http on this machine, and has no user name, password or fragment.
 
     `example`: a valid URL for the message. `attacker_can`: what an attacker can do if the URL has plain http, such as
     "log in". The message that refuses plain http ends with this text."""
     if "@" in value:  # the message does not repeat the URL, which may contain a password
-        raise ValueError("such an address must not contain a user name or password")
+        raise ValueError("the URL must not contain a user name or password")
     parts = split_http_url(value, example, allow_fragment=False)
     if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
         raise ValueError(
-            f"{value!r} must begin with https://: plain http is not protected, so whoever can change the answers on "
-            f"their way can {attacker_can}"
+            f"{value!r} must begin with https://: with plain http, an attacker who can change the responses in transit "
+            f"can {attacker_can}"
         )
 
 
@@ -74,8 +73,8 @@ def _check_account(value: str) -> str:
 
 
 def _as_list(value: Any) -> Any:
-    """Returns a list with the text `value` as its only entry. A value of another type is not changed, so that
-    pydantic checks it."""
+    """Returns a list with `value` as its only entry if `value` is text. Otherwise returns `value`, which pydantic then
+    checks."""
     return [value] if isinstance(value, str) else value
 
 
@@ -154,15 +153,15 @@ class Issuer(SettingsGroup):
 
 
 def token_service_name(auth: AuthSettings, public_url: str | None) -> str:
-    """Returns the name of this registry in tokens and challenges: `service`; if it is not set, the host and port of
-    `public_url`; if that is not set either, DEFAULT_SERVICE. The name never depends on a request's `Host` header."""
+    """Returns the name of this registry in tokens and challenges: the first that is set of `service`, the host and port
+    of `public_url`, and DEFAULT_SERVICE. The name never depends on a request's `Host` header."""
     return auth.service or urlsplit(public_url or "").netloc or DEFAULT_SERVICE
 
 
 def has_external_logins(auth: AuthSettings, issuers: Sequence[Issuer], provider: str | None) -> bool:
     """Returns whether the settings configure logins outside the metadata store: an htpasswd file, issuers of tokens, or
-    an OpenID provider. If they do, the registry requires a login even if the metadata store has no accounts.
-    `provider`: the URL of the OpenID provider; None: there is none."""
+    an OpenID provider. With such logins, the registry requires a login even if the metadata store has no accounts.
+    `provider`: the URL of the OpenID provider; None if the settings have no provider."""
     return auth.htpasswd is not None or bool(issuers) or provider is not None
 
 

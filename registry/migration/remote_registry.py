@@ -2,9 +2,9 @@
 requests with the HTTP client that mirrors use. `RequestRetries` repeats failed requests, and ends the import if the old
 registry is down or refuses the login.
 
-A response "not found" may come from a proxy or firewall in front of the old registry. Only a response with the error
-code of a registry in its body proves that the old registry lacks the content. Without this code, the error is
-`Unconfirmed`. The error is also `Unconfirmed` if a request was refused because it had no login.
+A response "not found" proves that the old registry lacks the content only if its body has the error code of a registry.
+Without this code, the response may come from a proxy or firewall in front of the old registry, and the client raises an
+`Unconfirmed` error. The client also raises an `Unconfirmed` error if a request was refused because it had no login.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from storage.partials import discard_if_nearly_empty
 from storage.store.stored_registry import StoredRegistry
 
 MAX_CATALOG_PAGES: Final = 20_000
-"""Largest number of pages of the list of repositories that are read, because a faulty registry may link to further
-pages without an end. With 100 names in each page, the limit allows two million repositories."""
+"""Largest number of pages that are read of the list of repositories: a faulty registry may send pages without an end.
+With 100 names in each page, the limit allows two million repositories."""
 PAGE_SIZE: Final = 1000
 """Largest number of tags or referrers that are requested in one page."""
 _NAMES_HINT: Final = "write their names into a file, one per line, and pass it with --repositories FILE"
@@ -64,7 +64,8 @@ class RemoteRegistry:
     - ContentBroken, if the old registry does not have the content or sends other bytes.
     - Denied, if the old registry refuses the request.
     - TooManyRequests and UpstreamUnavailable, if all attempts of a request have failed.
-    - OldRegistryDown, if the old registry is down, and ImportInvalid, if it refuses the login: see `RequestRetries`."""
+    - OldRegistryDown, if the old registry is down (`RequestRetries`).
+    - ImportInvalid, if the old registry refuses the login."""
 
     def __init__(
         self,
@@ -76,8 +77,9 @@ class RemoteRegistry:
         clock: Callable[[], float] = time.time,
         pause: PauseFunction = asyncio.sleep,
     ) -> None:
-        """`configured`: see `RemoteOptions.to_upstream`. `clock` returns the time in seconds since 1970. `pause` waits
-        for a number of seconds."""
+        """`configured`: the upstreams in the settings; the old registry may be one of them
+        (`RemoteOptions.to_upstream`). `clock` returns the time in seconds since 1970. `pause` waits for a number of
+        seconds."""
         self._store = store
         self._report = report
         trust = UncheckedTrust() if options.insecure else None
@@ -101,11 +103,14 @@ class RemoteRegistry:
         await self._client.aclose()
 
     async def repositories(self) -> AsyncIterator[str]:
-        """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if the old
-        registry does not give out the list, or if the list has no end. After the first page, raises OldRegistryDown if
-        all attempts to read a page fail, or if the error is `Unconfirmed`."""
+        """Yields the names of all repositories, as the old registry lists them. Raises:
+
+        - ImportInvalid, if the old registry does not give out the list, if the list has too many pages, or if a page
+          links back to an earlier page.
+        - OldRegistryDown, if all attempts to read a page after the first page fail, or if the error of such a page is
+          `Unconfirmed`."""
         page: CatalogPage | None = None
-        # Holds digests instead of the URLs of the pages, because a registry may send URLs of many KiB.
+        # The digests of the URLs of the pages. The URLs themselves would use more memory: a URL may have many KiB.
         url_digests: set[bytes] = set()
         while page is None or page.next_url is not None:
             if len(url_digests) >= MAX_CATALOG_PAGES:
@@ -160,8 +165,9 @@ class RemoteRegistry:
             raise ContentBroken(error.message) from None
 
     async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether the old registry can list the referrers of a manifest. `digest`: a manifest that the old
-        registry has in this repository. Raises ContentBroken if the responses do not show this."""
+        """Returns whether the old registry has the referrers API for this repository. `digest`: the digest of any
+        manifest of the repository. Raises ContentBroken if the responses of the old registry do not show whether it has
+        the API."""
         try:
             return await self._retries.run(repo, lambda: self._ask_for_referrers_api(repo, digest))
         except NameUnknown as error:
@@ -174,22 +180,20 @@ class RemoteRegistry:
             has_api = await self._client.check_referrers_api(repo, digest)
             if has_api is not None:
                 return has_api
-        # The client returns None for a refusal without the error code of a registry, such as a 404. registry:2 sends
-        # such a 404, because it has no referrers API. While a registry restarts, a proxy may also send such a 404, but
-        # then a request for the manifest fails. So the import requests the manifest, and then asks for the referrers
-        # once more. If the manifest is there, and the client returns None again, the registry has no referrers API.
+        # The client returns None for a response such as a 404 without the error code of a registry. Such a response
+        # comes from a registry without the API, such as registry:2, or from a proxy in front of a registry that
+        # restarts. If the registry restarts, the following request for the manifest fails.
         try:
             await self._client.resolve_manifest(repo, digest)
         except ManifestUnknown as error:
             if isinstance(error, Unconfirmed):
                 raise UnconfirmedNameUnknown from None
-            # Any other ManifestUnknown comes from the registry itself: the registry is up, and the manifest was deleted
-            # a moment ago.
+            # Any other ManifestUnknown comes from the registry itself, so the registry is up.
         try:
             return bool(await self._client.check_referrers_api(repo, digest))
         except UnconfirmedNameUnknown as error:
-            # The registry is up: it has just answered the request for the manifest. Possibly a firewall refuses the
-            # list of referrers. A retry after a pause does not help.
+            # The registry is up, because it has just answered the request for the manifest. So a retry does not help.
+            # Possibly a firewall refuses the list of referrers.
             raise self._hidden_referrers_error(error) from None
 
     async def referrers(self, repo: RepositoryName, subject: Digest) -> AsyncIterator[Digest]:
@@ -200,8 +204,8 @@ class RemoteRegistry:
             try:
                 page = await self._retries.run(repo, lambda: self._referrers_page(repo, subject, after))  # noqa: B023
             except NameUnknown as error:
-                # The error is always an UnconfirmedNameUnknown. If the registry itself responds with "not found", the
-                # client raises no error, but returns an empty page.
+                # The error is always an UnconfirmedNameUnknown. If the response "not found" has the error code of a
+                # registry, the client returns an empty page.
                 raise self._hidden_referrers_error(error) from None
             for descriptor in page.items:
                 yield descriptor.digest
@@ -216,22 +220,22 @@ class RemoteRegistry:
         try:
             return await self._client.referrers(repo, subject, None, after, PAGE_SIZE, use_fallback_tag=False)
         except UnconfirmedNameUnknown:
-            # Some registries have the referrers API for only some of their repositories. If this repository does not
-            # have the API, there is no error, and the page is empty.
+            # Some registries have the referrers API for only some of their repositories. For a repository without the
+            # API, this method returns an empty page.
             if await self._ask_for_referrers_api(repo, subject):
                 raise
             return Page([])
 
     async def blob_size(self, repo: RepositoryName, digest: Digest) -> int:
-        """Asks the old registry for the size in bytes of a blob of this repository, usually with a HEAD request."""
+        """Returns the size in bytes that the old registry states for a blob of this repository."""
         try:
             return (await self._retries.run(repo, lambda: self._client.resolve_blob(repo, digest))).size
         except BlobUnknown as error:
             raise self._missing_blob_error(digest, error) from None
 
     async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
-        """Downloads a blob and stores it in `repo`. If the download is interrupted, the bytes that have arrived are
-        kept, and the next download continues after these bytes. If only very few have arrived, they are deleted."""
+        """Downloads a blob and stores it in `repo`. If the download is interrupted, the next download continues after
+        the bytes that have arrived, unless they are very few (`discard_if_nearly_empty`)."""
         try:
             await self._retries.run(repo, lambda: self._download(repo, blob))
         except BlobUnknown as error:
@@ -246,16 +250,16 @@ class RemoteRegistry:
         self._report.bytes += blob.size
 
     async def _download(self, repo: RepositoryName, blob: Descriptor) -> None:
-        """Downloads the missing bytes of a blob, verifies its digest, and stores the blob in the repository. Makes one
-        attempt. The bytes that have arrived are kept in a *partial*. Only one process, the owner of the partial, adds
-        bytes to it. Raises PartialBlobLost if another process is the owner."""
+        """Makes one attempt to download the missing bytes of a blob. Then verifies the digest, and stores the blob in
+        the repository. A *partial* keeps the bytes that have arrived. Only one process, its owner, adds bytes to it.
+        Raises PartialBlobLost if another process is the owner."""
         with closing(await self._store.partials.claim(blob.digest, blob.size, self._client.name)) as partial:
             if not partial.is_owner:
                 raise PartialBlobLost("another process downloads this blob from the old registry")
             if not partial.missing():
-                # An earlier import got all bytes, possibly for another repository. So nothing is downloaded, but the
-                # old registry has to confirm that this repository has the blob: `resolve_blob` raises BlobUnknown if
-                # not. The sizes must be equal, because a redirect to a login page also ends with status 200.
+                # An earlier import got all bytes, possibly for another repository. The old registry has to confirm that
+                # this repository has the blob; otherwise, `resolve_blob` raises BlobUnknown. The check of the size
+                # detects a login page with status 200.
                 stated_size = (await self._client.resolve_blob(repo, blob.digest)).size
                 if stated_size != blob.size:
                     raise SizeInvalid(f"{self.host} states {stated_size} bytes")
@@ -269,7 +273,7 @@ class RemoteRegistry:
             except BlobLengthWrong:
                 await partial.discard()  # the bytes are possibly those of an error page
                 raise
-            except (RegistryError, asyncio.CancelledError):  # cancelled if another blob of the image has failed
+            except (RegistryError, asyncio.CancelledError):  # a failure of another blob cancels this download
                 await discard_if_nearly_empty(partial)
                 raise
             await partial.commit(repo)

@@ -1,15 +1,13 @@
 """Counters and rate limits that all worker processes share, in anonymous memory that is mapped before the fork.
 
-A key is a string, such as a client address. A table holds one value for each key. The table is a count-min sketch with
-two rows: the hash of a key chooses one cell in each row. If other keys have the same cell, they increase its value. So
-the value of a key is the smaller value of its two cells. This value can still be too high. The keys themselves are not
-stored, so the size of a table is fixed.
+A key is a string, such as a client address. A table holds a number for each key. The table is a count-min sketch with
+two rows: the hash of a key chooses one cell in each row. Several keys can share a cell, which makes its number too high
+for each of them. So a key's number is the smaller number of its two cells, which can still be too high.
 
-Python's `hash` of a string depends on a secret that only this process and its forks know (unless PYTHONHASHSEED is
-set). So no client can find a key that has the same cells as the key of another client.
+Python's `hash` of a string depends on a random secret that only this process and its forks know. So no client can find
+a key that shares its cells with the key of another client. PYTHONHASHSEED must not be set: it replaces the secret.
 
-There are no locks. A cell is an aligned number of 4 or 8 bytes. Processors read and write such a number as a whole, so
-no process sees half of a value.
+There are no locks. A cell is an aligned number of 4 or 8 bytes. Processors read and write such a number as a whole.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ _ROW_CELLS = 8192
 """Cells in one row; a power of two."""
 _MASK = _ROW_CELLS - 1
 _SHIFT_BITS = 24
-"""The lowest bits of a key's hash choose its cell in the first row. The lowest bits of the hash, shifted right by
-`_SHIFT_BITS`, choose its cell in the second row."""
+"""The lowest bits of a key's hash choose the cell in the first row. The bits above the lowest `_SHIFT_BITS` bits choose
+the cell in the second row."""
 
 
 def _cells_of(key: str) -> tuple[int, int]:
@@ -33,17 +31,16 @@ def _cells_of(key: str) -> tuple[int, int]:
 
 
 class SharedCounters:
-    """A count for each key, over all processes. Each process has a table of its own, its *column*. Because no other
-    process writes to this column, no change is lost. The count of a key is the sum over all columns.
+    """A count for each key, over all processes. Each process writes only to its own table, its *column*, so no change
+    is lost. The count of a key is the sum of its counts in all columns.
 
-    `add` first increases both cells of the key and then computes the sums. If two processes call `add` at the same
-    moment, the sums of the process that completes its increases last contain the increases of both. So if the two
-    processes together exceed a limit, at least this process gets a count above the limit.
+    `add` increases the key's cells before it computes the sum. So if several processes call `add` at the same moment
+    and together exceed a limit, at least one of them gets a count above the limit.
     """
 
     def __init__(self, columns: int) -> None:
-        """Create it before the fork. `columns`: the number of columns. No more processes than this can count at the
-        same time."""
+        """Allocates the shared memory, so call it before the fork. `columns`: the number of columns, which is the
+        largest number of processes that can count at the same time."""
         self.columns = columns
         self._column_cells = 2 * _ROW_CELLS  # number of cells in one column
         self._memory = mmap(-1, 4 * self._column_cells * columns)
@@ -55,16 +52,16 @@ class SharedCounters:
         self._memory[column * size : (column + 1) * size] = bytes(size)
 
     def add(self, column: int, key: str) -> int:
-        """Increases the key's count by 1, in the caller's `column`. Returns the key's count over all columns."""
+        """Adds 1 to the key's count in `column`, the caller's own column. Returns the key's count over all columns."""
         base = column * self._column_cells
         cells = _cells_of(key)
         for cell in cells:
             self._cells[base + cell] += 1
-        # A slice contains the values of one cell in all columns.
+        # The slice contains the numbers of this cell in all columns.
         return min(sum(self._cells[cell :: self._column_cells]) for cell in cells)
 
     def remove(self, column: int, key: str) -> None:
-        """Decreases the key's count by 1, in the caller's `column`."""
+        """Subtracts 1 from the key's count in `column`, the caller's own column."""
         base = column * self._column_cells
         for cell in _cells_of(key):
             self._cells[base + cell] -= 1
@@ -81,11 +78,10 @@ class SharedRateLimiter:
     leaky bucket as a meter, ITU-T I.371). A cell holds the algorithm's theoretical arrival time: the time at which the
     next request of the key would arrive if its requests arrived exactly at the allowed rate.
 
-    There is one race. If several processes count requests of one key at the same moment, sometimes only one of these
-    requests is counted. The key can then exceed its rate by the number of requests that were not counted. The race
-    never leads to the refusal of a request that is within the rate.
+    If several processes count requests of one key at the same moment, some of these requests may stay uncounted. The
+    key can then exceed its rate by the number of uncounted requests.
 
-    A process that dies leaves nothing to be cleaned up.
+    After the death of a process, nothing has to be cleaned up.
     """
 
     def __init__(
@@ -100,22 +96,21 @@ class SharedRateLimiter:
         returns seconds, and must be the same in all processes. Raises ValueError if `per_second` is 0 or less, or
         `burst` is below 1.
 
-        `cells`: the memory that `allocate_limiter_cells` returned before the fork. When the rate changes, a new limiter
-        can continue with the memory of the old one. None: the limiter allocates its own memory, so create the limiter
-        before the fork."""
+        `cells`: the memory that `allocate_limiter_cells` returned before the fork. After a change of the rate, a new
+        limiter can use the memory of the old limiter. If `cells` is None, this constructor allocates the memory, so
+        call it before the fork."""
         if per_second <= 0 or burst < 1:
-            raise ValueError("a rate limit needs a rate above 0 and a burst of 1 at least")
+            raise ValueError("a rate limit needs a rate above 0 and a burst of at least 1")
         self._step_seconds = 1 / per_second
         self._tolerance_seconds = (burst - 1) * self._step_seconds
         self._clock = clock
         self._cells = allocate_limiter_cells() if cells is None else cells
 
     def take(self, key: str) -> float:
-        """Counts one request of `key` and returns 0.0 if the request is within the rate. Otherwise does not count the
-        request, and returns in how many seconds a request of the key will be within the rate: at most `1 / per_second`,
-        even if an earlier limiter with a lower rate or a larger burst used the memory."""
+        """If a request of `key` is within the rate now, counts it and returns 0.0. Otherwise counts nothing, and
+        returns the number of seconds until a request of the key will be within the rate: at most `1 / per_second`."""
         now = self._clock()
-        key_hash = hash(key)  # the same code as in `_cells_of`: to call that function would cost time in every request
+        key_hash = hash(key)  # `_cells_of` without the cost of a function call in every request
         first_cell, second_cell = key_hash & _MASK, _ROW_CELLS + ((key_hash >> _SHIFT_BITS) & _MASK)
         cells = self._cells
         first_due, second_due = cells[first_cell], cells[second_cell]
@@ -123,7 +118,7 @@ class SharedRateLimiter:
         if due < now:
             due = now
         elif (wait := due - now - self._tolerance_seconds) > 0:
-            if wait > self._step_seconds:  # another limiter with other limits has stored the times in both cells
+            if wait > self._step_seconds:  # an old limiter with other limits has stored these times
                 wait = self._step_seconds
                 cells[first_cell] = cells[second_cell] = now + self._tolerance_seconds + wait
             return wait

@@ -1,4 +1,4 @@
-"""The page *History*: shows the changes of one tag, or of all tags of a repository. A form restores a tag."""
+"""The page *History*: shows the changes of one tag, or of all tags of a repository. Its form restores a tag."""
 
 from __future__ import annotations
 
@@ -28,38 +28,37 @@ from storage.errors import Denied, ManifestUnknown, RegistryError
 from storage.names import Digest, RepositoryName, Tag
 
 TAG_HISTORY_PATH: Final = "/ui/tag-history"
-CHANGES_ON_A_PAGE: Final = 50
+CHANGES_PER_PAGE: Final = 50
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` runs its handler without a slot, so a
-handler that renders a page acquires a slot (`page_slot`)."""
+"""The routes of forms. Rendering a page needs a permit, a *slot*. A `FormRoute` runs its handler without a slot, so a
+handler that renders a page must acquire a slot (`page_slot`)."""
 
 
 @router.get(TAG_HISTORY_PATH + "/{path:path}")
 async def tag_history(request: Request, path: str) -> Response:
-    """Shows changes of tags, newest first. If `path` is `NAME:TAG`, shows the changes of this tag. If `path` is `NAME`,
-    shows the changes of all tags. The query can have `after`, the cursor of a page. Needs `pull`. Raises Unauthorized,
+    """Shows the changes of a tag if `path` is `NAME:TAG`, or of all tags of a repository if `path` is `NAME`. The
+    newest change is first. The query can have `after`, the cursor of a page. Needs `pull`. Raises Unauthorized,
     NameUnknown, ManifestUnknown, RequestInvalid.
 
     The *stored name* of a repository is its name in the store. The stored name of a mirrored repository begins with the
-    upstream's name. If `NAME` is another name of the repository, such as one without the upstream's name, redirects to
-    the page of the stored name."""
+    upstream's name. If `NAME` is another name of the repository, redirects to the page of the stored name."""
     name, tag = _parse(path)
     stored_name = await require_readable(caller_of(request), name)
     if stored_name != name:
-        # Checks that the repository exists: if not, `tags` raises NameUnknown with the name that the visitor requested.
+        # If the repository does not exist, raises NameUnknown with the name that the visitor requested.
         await _components(request).content.tags(name, None, 1)
-        return redirect_with_query(request, _path(stored_name, tag), "after")
+        return redirect_with_query(request, _history_path(stored_name, tag), "after")
     return await _history_page(request, stored_name, tag, query_of(request).one("after") or None)
 
 
 @_forms.post(TAG_HISTORY_PATH + "/{path:path}")
 async def restore(request: Request, path: str) -> Response:
-    """Restores a tag. If the form has a `digest`, points the tag at this digest. If not, undoes the last change of the
-    tag. Then redirects to the history. If the tag cannot be restored, for example because the tag is immutable, shows
-    the history with the reason. Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown,
-    ManifestUnknown, DigestInvalid and the errors of the store."""
+    """Restores a tag, and redirects to its history. If the form has a `digest`, points the tag at this digest.
+    Otherwise, undoes the last change of the tag. If the tag cannot be restored, for example because the tag is
+    immutable, shows the history with the reason. Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported,
+    NameUnknown, ManifestUnknown, DigestInvalid and the errors of the store."""
     name, tag = _parse(path)
     caller, stored_name, form = await receive_repository_form(request, name, require_pushable)
     if tag is None:
@@ -75,22 +74,22 @@ async def restore(request: Request, path: str) -> Response:
             audit_denial(request, "page")
         async with page_slot(request):
             return await _history_page(request, stored_name, tag, None, error)
-    return redirect(_path(stored_name, tag))
+    return redirect(_history_path(stored_name, tag))
 
 
 async def _history_page(
     request: Request, name: RepositoryName, tag: Tag | None, after: str | None, error: RegistryError | None = None
 ) -> Response:
-    """Returns the page. `error`: why the tag was not restored."""
+    """Returns the page. `error`: why a tag was not restored; None if no restoring has failed."""
     caller = caller_of(request)
     newest = None
     if tag is None:
-        page = await list_repository_history(caller, name, after, CHANGES_ON_A_PAGE)
+        page = await list_repository_history(caller, name, after, CHANGES_PER_PAGE)
     else:
-        page = await list_tag_history(caller, name, tag, after, CHANGES_ON_A_PAGE)
+        page = await list_tag_history(caller, name, tag, after, CHANGES_PER_PAGE)
         first_page = page if after is None else await list_tag_history(caller, name, tag, None, 1)
         if not first_page.items:
-            raise ManifestUnknown(f"there never was a tag {tag} here")
+            raise ManifestUnknown(f"the repository never had a tag {tag}")
         newest = first_page.items[0]
     return await page_response(
         request,
@@ -125,7 +124,7 @@ def _components(request: Request) -> PageComponents:
     return components
 
 
-def _path(name: RepositoryName, tag: Tag | None) -> str:
+def _history_path(name: RepositoryName, tag: Tag | None) -> str:
     return f"{TAG_HISTORY_PATH}/{path_of(name, tag)}"
 
 

@@ -47,7 +47,7 @@ def collection_work(collector: Collector) -> Work:
         await context.report(0, unit="items", message="looking for garbage", save_now=True)
         report = await collector.collect(on_removal, dry_run=dry_run, all_shards=all_shards)
         await context.report(count, save_now=True)
-        totals = {kind: {"count": report.count(kind), "bytes": report.sizes.get(kind, 0)} for kind in RemovalKind}
+        totals = {kind: {"count": report.count_of(kind), "bytes": report.sizes.get(kind, 0)} for kind in RemovalKind}
         result: dict[str, Any] = {"dry_run": dry_run, "bytes": report.freed_bytes, "totals": totals}
         if dry_run:
             result |= {"records": records, "more": count > len(records)}

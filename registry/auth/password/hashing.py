@@ -4,9 +4,8 @@ The hashes in the store are argon2id (RFC 9106), with the parameters that OWASP 
 hashes in an htpasswd file are bcrypt. A *hashing* is the computation of one hash, for a new password or to check a
 password. A hashing blocks for tens of milliseconds, so code on the event loop runs it with `HashingPool`.
 
-All workers together run at most two hashings at the same time, in threads of low priority. In each worker, only a
-limited number of further hashings may wait. So even a large number of logins leaves most of the processor time and
-memory to pushes and pulls.
+All workers together run at most two hashings at the same time, in threads of low priority. In each worker, a limited
+number of further hashings may wait. So many logins leave most of the processor time and memory to pushes and pulls.
 """
 
 from __future__ import annotations
@@ -35,9 +34,10 @@ from storage.errors import TooManyRequests
 from storage.leases import Leases
 
 MIN_PASSWORD_BYTES, MAX_PASSWORD_BYTES = 8, 1024
-"""The shortest and the longest password. The upper bound limits the work that a client without an account can cause."""
+"""The lengths of the shortest and the longest allowed password. The second one limits the work that a client without an
+account can cause."""
 ARGON2_MEMORY_KIB: Final = 19 * 1024
-"""The memory that one argon2id hashing uses."""
+"""The memory that one argon2id hashing uses, in KiB."""
 ARGON2_PASSES, ARGON2_LANES = 2, 1
 """The number of passes over the memory, and the degree of parallelism (RFC 9106, 3.1)."""
 
@@ -53,7 +53,7 @@ _DIGEST_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class StoredHash:
-    """The hash of an account's password, and the data with which `compare_password` takes the same time for all
+    """The hash of an account's password, and the data that `compare_password` needs to take the same time for all
     accounts.
 
     - `argon2`: the hash of an account in the store, or None.
@@ -75,9 +75,9 @@ class PasswordComparison:
     """The result of comparing a password with an account's hash.
 
     - `is_right`: whether the password matches the hash.
-    - `digest`: the argon2 digest of a wrong password, with the salt of the account's hash or `dummy_salt`; empty if the
-      password is right, if the account's hash is malformed, or if the hashing failed. With the digest, a caller
-      recognizes a wrong password that a client sends again.
+    - `digest`: the argon2 digest of a wrong password. A caller can keep it, to recognize the password when a client
+      sends it again. The digest depends on the salt: that of the account's argon2 hash, or `dummy_salt` if there is no
+      such hash. Empty if the password is right, if the account's argon2 hash is malformed, or if the hashing failed.
     """
 
     is_right: bool
@@ -103,22 +103,22 @@ def hash_password(password: str) -> str:
 
 
 def needs_rehash(argon2_hash: str) -> bool:
-    """Returns whether an argon2id hash was made with parameters that differ from the current ones."""
+    """Returns whether an argon2id hash was made with other parameters than those of new hashes."""
     return _hasher().check_needs_rehash(argon2_hash)
 
 
 def bcrypt_cost_of(bcrypt_hash: str) -> int:
-    """Returns the cost that a bcrypt hash names. The time to check the hash doubles with each step of the cost."""
+    """Returns the cost of a bcrypt hash. If the cost is higher by 1, a check of the hash takes twice the time."""
     return int(bcrypt_hash[4:6])  # the two digits after `$2b$`
 
 
 def compare_password(password: str, stored: StoredHash) -> PasswordComparison:
     """Compares a password with an account's hash.
 
-    A wrong password takes the same time for all accounts, so the time does not reveal whether the account exists, or
-    whether it is in the store or in the htpasswd file. That time is one argon2id hashing plus one bcrypt hashing with
-    the highest cost in the htpasswd file. A password of more than 72 bytes takes only the argon2id hashing, because
-    bcrypt refuses it.
+    A wrong password takes the same time for all accounts. So the time reveals neither whether the account exists, nor
+    whether it is in the store or in the htpasswd file. This time is the sum of an argon2id hashing and a bcrypt hashing
+    with the highest cost in the htpasswd file. For a password of more than 72 bytes, which bcrypt refuses, it is the
+    time of the argon2id hashing.
     """
     password_bytes = password.encode()
     if stored.bcrypt is not None and _matches_bcrypt(password_bytes, stored.bcrypt):
@@ -126,7 +126,7 @@ def compare_password(password: str, stored: StoredHash) -> PasswordComparison:
     if stored.argon2 is None:
         digest = _argon2_digest(password_bytes, stored.dummy_salt, _CURRENT_PARAMETERS)
     else:
-        digest, right_digest = _argon2_digests(password_bytes, stored.argon2)
+        digest, right_digest = _digest_and_right_digest(password_bytes, stored.argon2)
         if digest and hmac.compare_digest(digest, right_digest):
             return PasswordComparison(True)
     if stored.highest_bcrypt_cost:
@@ -157,20 +157,21 @@ _CURRENT_PARAMETERS: Final = argon2.Parameters(
     memory_cost=ARGON2_MEMORY_KIB,
     parallelism=ARGON2_LANES,
 )
-"""The parameters with which new hashes are made, and with which a password is hashed if there is no argon2 hash."""
+"""The parameters of new hashes, and of the hashing of a password for an account without an argon2 hash."""
 
 
 _DEFAULT_VERSION: Final = 0x10
-"""The version of a hash that names no version: 0x10 stands for version 1.0 of argon2."""
+"""The argon2 version of a hash that states no version: version 1.0, which is encoded as 0x10."""
 
 
-def _argon2_digests(password: bytes, argon2_hash: str) -> tuple[bytes, bytes]:
-    """Returns the argon2 digest of a password with the salt and the parameters of a hash, and the digest in the hash.
-    The first digest is empty if the hash is malformed or the hashing fails."""
+def _digest_and_right_digest(password: bytes, argon2_hash: str) -> tuple[bytes, bytes]:
+    """Hashes a password with the salt and the parameters of `argon2_hash`. Returns the digest of the password, and the
+    digest that `argon2_hash` contains. The first digest is empty if `argon2_hash` is malformed, or if the hashing
+    fails."""
     try:
         parameters = argon2.extract_parameters(argon2_hash)
         if "$v=" not in argon2_hash:
-            parameters.version = _DEFAULT_VERSION  # the library returns a wrong version
+            parameters.version = _DEFAULT_VERSION  # here the library returns a wrong version
         salt, right_digest = (_decode_unpadded_base64(part) for part in argon2_hash.split("$")[-2:])
         return _argon2_digest(password, salt, parameters), right_digest
     except (InvalidHashError, ValueError, OverflowError):
@@ -178,7 +179,8 @@ def _argon2_digests(password: bytes, argon2_hash: str) -> tuple[bytes, bytes]:
 
 
 def _argon2_digest(password: bytes, salt: bytes, parameters: argon2.Parameters) -> bytes:
-    """Returns the argon2 digest of a password. Empty if the hashing fails, such as for want of memory."""
+    """Returns the argon2 digest of a password. If the hashing fails, for example because memory is short, returns an
+    empty digest."""
     try:
         return low_level.hash_secret_raw(
             password,
@@ -215,41 +217,40 @@ MAX_PARALLEL_HASHINGS: Final = 2
 """The largest number of hashings at the same time in all workers together: the number of slots. Two hashings use at
 most 38 MiB and two cores."""
 MAX_WAITING_CALLS: Final = 64
-"""The largest number of calls that wait for a slot in one worker. An argon2id hashing takes 30 ms and two run at a
-time, so the last of these calls waits for about a second if no other worker needs the slots."""
+"""The largest number of calls of `HashingPool.run` and `HashingPool.start` that wait for a slot in one worker. With two
+slots and 30 ms for an argon2id hashing, the last of these calls waits for about a second."""
 RESERVED_PLACES: Final = 8
-"""The number of places for sites with few calls, in addition to `MAX_WAITING_CALLS`. A *site* is a network of which an
-internet provider may have given all addresses to one customer (`registry.client_addresses.site_of`). Without the
-reserved places, one site could keep all other sites from logging in. `MAX_WAITING_CALLS` does not include the reserved
-places, because all clients may belong to one site, such as a private network, or a proxy that `trusted_proxies` does
-not list."""
+"""The number of reserved places: places in one worker, in addition to `MAX_WAITING_CALLS`, for calls of sites with few
+calls. So one site cannot keep all other sites from logging in. A *site* is a network whose addresses may all belong to
+one customer of an internet provider (`registry.client_addresses.site_of`)."""
 MAX_RESERVED_PLACES_PER_SITE: Final = 2
-"""The largest number of reserved places for one site. A site with this many calls in any places gets no more."""
+"""A site with this many calls, in reserved and other places together, gets no reserved place."""
 RETRY_AFTER_SECONDS: Final = 2
-"""The time after which a client should try again, if too many calls were waiting."""
+"""The time after which a client should try again if its login was refused because too many calls were waiting."""
 NICENESS: Final = 10
 """The niceness of the hashing threads. Other threads have the niceness 0; 19 is the lowest priority."""
 
 
 class HashingPool:
-    """Runs hashings in threads, for one process and its event loop. `leases` has the slots that all workers share.
-    `max_waiting` is the largest number of calls that wait for a slot, not counting those in the reserved places.
+    """Runs hashings in threads, for one process and its event loop. A call of `run` or `start` is *pending* while it
+    waits for a slot or has one. `leases` has the slots, which all workers share. `max_waiting` is the largest number of
+    calls that wait for a slot, without the calls in the reserved places.
 
-    In the methods, `site` is the client's site. None: the call belongs to no login, and may take any place, even a
-    reserved place."""
+    In the methods, `site` is the site of the client that logs in. A call that belongs to no login has the site None,
+    and may take any place, even a reserved place."""
 
     def __init__(self, leases: Leases, *, max_waiting: int = MAX_WAITING_CALLS) -> None:
         self._leases = leases
         self._places = max_waiting + MAX_PARALLEL_HASHINGS
-        """The largest number of calls that wait for a slot or have one, not counting those in the reserved places."""
+        """The largest number of pending calls, without the calls in the reserved places."""
         self._pending_calls = 0
-        """The number of calls that wait for a slot or have one."""
+        """The number of pending calls."""
         self._pending_calls_by_site: dict[str, int] = {}
-        """The number of calls of each site that wait for a slot or have one. A site without calls is left out."""
+        """The number of pending calls of each site that has any."""
         self._threads = ThreadPoolExecutor(MAX_PARALLEL_HASHINGS, "hashing", _lower_priority)
 
     def check_queue(self, site: str | None = None) -> None:
-        """Raises TooManyRequests if so many calls wait that `run` and `start` would refuse a further call."""
+        """Raises TooManyRequests if `start` would refuse a call of this site, because too many calls are pending."""
         has_few_calls = site is None or self._pending_calls_by_site.get(site, 0) < MAX_RESERVED_PLACES_PER_SITE
         if self._pending_calls >= self._places + (RESERVED_PLACES if has_few_calls else 0):
             raise TooManyRequests(
@@ -257,20 +258,19 @@ class HashingPool:
             )
 
     def start(self, work: Callable[[], T], site: str | None = None) -> asyncio.Task[T]:
-        """Returns a task that runs the hashing `work` in a thread. The call counts towards the limits from now on, even
-        before the task runs. Raises TooManyRequests if too many calls wait."""
+        """Returns a task that runs the hashing `work` in a thread. The call is pending until the task ends. Raises
+        TooManyRequests if too many calls are pending."""
         self._begin_call(site)
         task = start_detached(self._run_in_slot(work))
         task.add_done_callback(lambda _: self._end_call(site))
         return task
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Runs the hashing `work` in a thread and returns its result. Raises TooManyRequests if too many calls wait,
-        and the errors of `work`.
+        """Runs the hashing `work` in a thread and returns its result. Raises TooManyRequests if too many calls are
+        pending, and the errors of `work`.
 
-        If the caller is cancelled while it waits for a slot, `work` does not run. If the caller is cancelled during the
-        hashing, this method ends only when the hashing has ended: a thread cannot be stopped, and must keep its slot.
-        """
+        If the call is cancelled while it waits for a slot, `work` does not run. If it is cancelled during the hashing,
+        it ends only when the hashing has ended, because a thread cannot be stopped and must keep its slot."""
         self._begin_call(None)
         try:
             return await self._run_in_slot(work)
@@ -288,7 +288,7 @@ class HashingPool:
                     await asyncio.wait({hash_future})
 
     def _begin_call(self, site: str | None) -> None:
-        """Counts a call. Raises TooManyRequests if too many calls wait."""
+        """Counts a pending call. Raises TooManyRequests if too many calls are pending."""
         self.check_queue(site)
         self._pending_calls += 1
         if site is not None:

@@ -1,5 +1,5 @@
-"""Finds out which images to *warm*, that is, to fetch into the mirror's cache before a client requests them: parses
-image references and platforms, and chooses the manifests of an index.
+"""Finds out which images to *warm*. To warm an image is to fetch it into the mirror's cache before a client requests
+it. This module parses image references and platforms, and chooses the manifests of an index.
 
 The references come from the command line, the settings or a file. The file has one reference per line; `#` starts a
 comment. An entry of an index states its platform in the property `platform` (OCI image spec, "Image Index").
@@ -30,12 +30,12 @@ _ARCHITECTURES = {
     "armv7l": "arm/v7",
     "armv6l": "arm/v6",
 }
-"""Maps the kernel's names of architectures to Go's names, which images use. An architecture that is not listed has the
-same name in the kernel and in Go."""
+"""Maps the kernel's name of an architecture to Go's name, which images use. Other architectures have the same name in
+the kernel and in Go."""
 _PLATFORM_PATTERN = re.compile(r"[a-z0-9]+/[a-z0-9]+(/[a-z0-9.]+)?")
 """Operating system, architecture, and optionally the variant of the architecture."""
 _USUAL_VARIANTS = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
-"""The variant that a platform without a variant usually means, by architecture."""
+"""For each architecture, the variant that is usually meant if a platform states no variant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +75,16 @@ class Platform:
 
 
 def parse_platforms(texts: Sequence[str]) -> list[Platform] | None:
-    """Parses the platforms from the settings or the command line. If `all` is among them, returns None, which stands
-    for all platforms. For an empty list, returns the platform of this machine. Raises ValueError."""
+    """Parses the platforms from the settings or the command line. Returns None, which stands for all platforms, if
+    `all` is among them. Returns the platform of this machine if `texts` is empty. Raises ValueError."""
     if ALL_PLATFORMS in texts:
         return None
     return [Platform.parse(text) for text in texts] or [Platform.of_machine()]
 
 
 def platform_name(entry: Descriptor) -> str:
-    """Returns the platform of an index entry as text, such as `linux/arm/v7`; empty if the entry states no platform.
-    Leaves out the value `unknown`, so the text for `unknown/unknown` is empty."""
+    """Returns the platform of an index entry as text, such as `linux/arm/v7`. Leaves out missing parts and the part
+    `unknown`. If no part remains, the text is empty."""
     properties = entry.platform or {}
     parts = [properties.get(key) for key in ("os", "architecture", "variant")]
     return "/".join(part for part in parts if isinstance(part, str) and part not in ("", "unknown"))
@@ -95,7 +95,7 @@ def choose_manifests(
 ) -> tuple[list[Descriptor], list[Platform]]:
     """Returns two lists: the entries of an index that are for one of `platforms`, in the order of the index, and the
     platforms for which the index has no entry. For a platform without a variant, chooses the entries with the usual
-    variant; if the index has none, the entries with any variant."""
+    variant. If the index has no such entries, chooses the entries with any variant."""
     chosen_positions: set[int] = set()
     missing: list[Platform] = []
     for requested in platforms:
@@ -124,14 +124,14 @@ def read_references(file: Path) -> list[str]:
     for line_number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if len(words) > 1:
-            raise ReferencesError(f"{file}: line {line_number}: one reference a line, please: {' '.join(words)}")
+            raise ReferencesError(f"{file}: line {line_number} has more than one reference: {' '.join(words)}")
         references += words
     return references
 
 
 def parse_references(texts: Iterable[str]) -> list[ImageReference]:
-    """Parses image references. Returns them in their order, without duplicates. Raises ReferencesError for an invalid
-    reference. The message names this reference."""
+    """Parses image references. Returns them in the order of `texts`, without duplicates. Raises ReferencesError, whose
+    message names the invalid reference."""
     references: dict[ImageReference, None] = {}
     for text in texts:
         try:

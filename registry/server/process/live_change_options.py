@@ -28,15 +28,15 @@ class LiveChangeOptions:
     configuration_source: ConfigurationSource = field(default_factory=FixedConfiguration)
     """Reads the configuration at a reload."""
     control: Path | None = None
-    """The path of the control socket, over which commands ask for a reload or a restart; None: there is none."""
+    """The path of the control socket, over which commands ask for a reload or a restart; None: no such socket."""
     successor: Successor | None = None
     """The program that takes over at a restart; None: a restart only replaces the workers by new forks."""
     handover: Handover | None = None
-    """At a restart, a process executes a new version of its program (execve(2)). This is what the old version passes to
-    the new one, such as its sockets and workers. None: this is an ordinary start."""
+    """What the old version of the program has passed to this version at a restart, such as its sockets and workers. A
+    restart executes the new version in the same process (execve(2)). None: this is an ordinary start."""
     counts_memory: tuple[int, str] | None = None
     """The file descriptor of the shared memory with the application's counters, and a text that identifies the
-    layout of this memory. A new version of the program goes on counting in this memory. None: the counters of the new
-    version start from 0."""
+    layout of this memory. After a restart, the new version of the program continues the counters. None: the counters
+    start from 0."""
     notifier: Notifier = field(default_factory=lambda: Notifier(None))
     """Reports the state of the server to the service manager. The default reports nothing."""

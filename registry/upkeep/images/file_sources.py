@@ -1,4 +1,5 @@
-"""Reads files by name from a directory or a tar archive (`DirectorySource`, `TarSource`). All methods block."""
+"""Reads the files of images by name, from a directory (`DirectorySource`) or a tar archive (`TarSource`). All methods
+block."""
 
 from __future__ import annotations
 
@@ -23,15 +24,15 @@ _READ_ERRORS: Final = (
     *(tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError),
     *(ValueError, ArithmeticError, LookupError, RecursionError, MemoryError),
 )
-"""Errors that reading a damaged, cut-off or hostile archive can raise. The parser of headers raises the errors in the
-second line, for example for a number with thousands of digits. A decompressor can raise MemoryError, too, because the
-header of an xz file states how much memory its decompression needs."""
+"""Errors that can occur while a damaged, cut-off or hostile archive is read. The errors in the second line come from
+the parser of headers, for example for a number with thousands of digits. A MemoryError can also come from a
+decompressor: the header of an xz file states how much memory the decompressor allocates."""
 
 
 @contextmanager
 def _convert_read_errors(label: str, name: str = "") -> Iterator[None]:
     """Context manager that raises ImageFileFailed in place of an error in `_READ_ERRORS`. `label`: the archive or
-    directory that is read. `name`: the file that is read from there; empty while the list of files is read."""
+    directory that is read. `name`: the file in it that is read; empty while the list of its files is read."""
     try:
         yield
     except _READ_ERRORS as error:
@@ -72,17 +73,17 @@ class FileSource(Protocol):
         ...
 
     def position(self, name: str) -> int:
-        """Returns a sort key: files are read fastest in the order of their keys."""
+        """Returns the sort key of a file. Reading files in the order of their keys is fastest."""
         ...
 
     def open(self, name: str) -> SourceFile:
-        """Opens a file. The file must exist: `size` must not have returned None for it."""
+        """Opens a file. The file must exist, so call `size` first."""
         ...
 
 
 def read_small(source: FileSource, name: str, limit: int = MAX_JSON_BYTES) -> bytes | None:
-    """Returns the content of a file; None if there is no such file. Raises ImageFileFailed, also if the file has more
-    than `limit` bytes."""
+    """Returns the content of a file; None if there is no such file. Raises ImageFileFailed if the file has more than
+    `limit` bytes, or cannot be read."""
     size = source.size(name)
     if size is None:
         return None
@@ -105,7 +106,7 @@ def open_file_source(path: Path) -> Iterator[FileSource]:
             if isinstance(error, OSError) and error.errno is not None:  # an error of the file system
                 raise ImageFileFailed(f"cannot read {path}: {error.strerror}") from error
             raise ImageFileFailed(
-                f"{path} is no tar archive, plain or compressed with gzip, bzip2 or xz, and no directory with images"
+                f"{path} is no tar archive (plain, or compressed with gzip, bzip2 or xz), and no directory"
             ) from None
         yield TarSource(path, archive)
 
@@ -140,7 +141,7 @@ class DirectorySource:
         can have this name."""
         path = Path(os.path.realpath(self._root / name))
         if not path.is_relative_to(self._root):
-            raise ImageFileFailed(f"{self.label} names the file {name!r}, which is outside of it")
+            raise ImageFileFailed(f"{self.label} names the file {name!r}, which is outside of this directory")
         return path
 
 
@@ -154,7 +155,7 @@ class TarSource:
         self._members: dict[str, tarfile.TarInfo] = {}
         with _convert_read_errors(self.label):
             for member in archive.members():
-                member.name = posixpath.normpath(member.name)  # also the key below, to keep one string
+                member.name = posixpath.normpath(member.name)  # one string in memory, also as the key
                 self._members[member.name] = member
 
     def size(self, name: str) -> int | None:
@@ -172,8 +173,8 @@ class TarSource:
             return SourceFile(self.label, name, self._archive.open(member))
 
     def _find(self, name: str) -> tarfile.TarInfo | None:
-        """Returns the regular file of this name; None if there is none. Follows links: old versions of docker write
-        links for a layer that several images have."""
+        """Returns the regular file of this name; None if there is no such file. Follows at most `_MAX_LINKS` links. Old
+        versions of docker write links if several images have the same layer."""
         name = posixpath.normpath(name)
         for _ in range(_MAX_LINKS):
             member = self._members.get(name)

@@ -1,9 +1,9 @@
-"""The store of partial blobs (`FilePartialStore`): opens partial blobs for their users, and turns complete ones into
-blobs. Implements the Protocol `Partials`.
+"""The store of partial blobs (`FilePartialStore`): opens partial blobs, and turns complete partial blobs into blobs.
+Implements the Protocol `Partials`.
 
-A *partial blob* is a blob that is still being downloaded from an upstream registry, into a file that all processes see.
-A *user* of a partial blob is an object that reads or writes it through a `PartialHandle`. The *owner* is the one user,
-among all processes, that downloads the bytes. The other users wait for the bytes.
+A *partial blob* is a blob whose download from an upstream registry is not complete. Its bytes are in a file that all
+processes share. Requests read and write the file through *handles* (`PartialHandle`). At any time, at most one handle
+in all processes is the *owner*: its request downloads the bytes. The requests of the other handles wait for the bytes.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ DIGEST_THREADS = 4
 FIRST_PAUSE_SECONDS = 0.001
 """Pause after the first attempt to open a partial blob whose files another process is creating or deleting."""
 LONGEST_PAUSE_SECONDS = 0.02
-"""Longest pause between two of these attempts. Each pause is twice as long as the previous one, up to this length."""
+"""Longest pause between two attempts to open a partial blob. Each pause is twice as long as the previous pause, up to
+this length."""
 
 
 class PartialHandle:
-    """One user's access to a partial blob: implements the Protocol `Partial`. All handles of this process for the same
-    partial blob share one `ProcessPartial` (`shared`), which has the open files.
+    """A handle to a partial blob. Implements the Protocol `Partial`. All handles of this process to the same partial
+    blob share one `ProcessPartial` (`shared`), which has the open files.
 
-    Work that only the owner may do runs inside the context manager `ProcessPartial.owner_step`. If the handle is not
-    the owner, `owner_step` raises PartialBlobLost. If it is, it stays the owner and the files stay open until the work
-    has ended."""
+    Work that only the owner may do runs inside the context manager `ProcessPartial.owner_step`. It raises
+    PartialBlobLost if the handle is not the owner. Until the work has ended, the handle stays the owner and the files
+    stay open."""
 
     def __init__(self, store: FilePartialStore, shared: ProcessPartial) -> None:
         self.digest = shared.digest
@@ -70,9 +71,9 @@ class PartialHandle:
         return not self._shared.still_exists
 
     def take_ownership(self) -> bool:
-        """Makes this handle the owner if there is no owner, and returns whether it is the owner now. Always returns
-        False after the partial blob was committed or deleted; the caller then has to call `FilePartialStore.claim`
-        again. Raises StorageFull, StorageFailed."""
+        """Makes this handle the owner if there is no owner, and returns whether it is the owner now. If the partial
+        blob was committed or deleted, returns False; the caller then has to call `FilePartialStore.claim` again. Raises
+        StorageFull, StorageFailed."""
         with as_storage_errors():
             return not self._closed and self._shared.take_ownership(self)
 
@@ -93,8 +94,8 @@ class PartialHandle:
         return await self._shared.wait(offset)
 
     def add_waiter(self) -> None:
-        """Registers this handle as a *waiter*, a handle through which a client waits for the blob, until `close`.
-        `has_waiters` of the owner's handle is then True, in any process. Raises StorageFailed."""
+        """Registers this handle as a *waiter*, until it is closed. A waiter is a handle through which a client waits
+        for the blob. Raises StorageFailed."""
         if not self._closed:
             self._shared.flags.add_waiter(self)
 
@@ -143,7 +144,7 @@ class PartialHandle:
 
     async def commit(self, repo: RepositoryName, on_corrupt: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
         """Verifies the digest, makes the bytes a blob of `repo`, and returns the blob's descriptor. `on_corrupt`:
-        called if the digest is wrong, before the `wait` of any other user raises DigestInvalid. Raises DigestInvalid,
+        called if the digest is wrong, before `wait` of any other handle raises DigestInvalid. Raises DigestInvalid,
         PartialBlobLost, StorageFull, StorageFailed, QuotaExceeded. The commit runs to its end even if this call is
         cancelled."""
         return await asyncio.shield(self._store.start_commit(self, self._shared, repo, on_corrupt))
@@ -172,7 +173,7 @@ class DownloadedContent:
         self.size = shared.size
         self.place = disk.layout.blob_place(shared.digest)
         self.file = OpenFile(shared.data_fd)
-        """The data file. A blob store that keeps blobs in a bucket, for example, copies the bytes from this file."""
+        """The open data file."""
         self._disk = disk
         self._shared = shared
 
@@ -182,8 +183,8 @@ class DownloadedContent:
 
 
 AddBlob = Callable[[RepositoryName, DownloadedContent], Awaitable[None]]
-"""Publishes the content and adds it durably to a repository as a blob. Raises StorageFull, StorageFailed,
-QuotaExceeded."""
+"""A function that publishes the content and adds it durably to a repository as a blob. Raises StorageFull,
+StorageFailed, QuotaExceeded."""
 
 
 class FilePartialStore:
@@ -198,10 +199,10 @@ class FilePartialStore:
         self._boot = boot[:40]  # a state file has 40 bytes for the boot id
         self._add_blob = add_blob
         self._digest_threads = ThreadPool(DIGEST_THREADS, thread_name_prefix="partials")
-        self._waiters = PartialWaiters()
+        self._waiting_tasks = PartialWaiters()
         """The tasks of this process that wait for bytes of a partial blob."""
         self._claim_locks = KeyedLocks[str]()
-        """For each name of a partial blob, a lock that only one call of `claim` holds at a time."""
+        """A lock for each partial blob, by name. `claim` holds it while it opens the partial blob."""
         self._open_partials: dict[str, ProcessPartial] = {}
         """The partial blobs that this process has open, by name (`Layout.partial_name`)."""
         self._commits: set[asyncio.Task[Descriptor]] = set()
@@ -211,15 +212,15 @@ class FilePartialStore:
         """Waits for running commits, and stops the threads that compute digests."""
         if self._commits:
             await asyncio.wait(self._commits)
-        self._waiters.close()
+        self._waiting_tasks.close()
         self._digest_threads.shutdown()
 
     async def claim(self, digest: Digest, size: int, source: str = "") -> PartialHandle:
-        """Returns a handle to the partial blob, which is created if it does not exist. The handle becomes the owner if
-        there is no owner. A new owner should first check whether the blob is stored, because another process may have
-        committed the partial blob a moment ago. `source`: name of the upstream registry that sends the bytes. Raises
-        StorageFull, StorageFailed, SizeInvalid (`size` is negative). If the call is cancelled, it leaves no handle open
-        and makes nobody the owner."""
+        """Returns a handle to a partial blob. Creates the partial blob if it does not exist. The handle becomes the
+        owner if there is no owner. A new owner should first check whether the blob is stored, because another process
+        may have committed the partial blob a moment ago. `size`: the size of the blob in bytes. `source`: name of the
+        upstream registry that sends the bytes. Raises StorageFull, StorageFailed, SizeInvalid (`size` is negative). If
+        the call is cancelled, it leaves no handle open and makes nobody the owner."""
         if size < 0:
             raise SizeInvalid(f"a blob cannot have {size} bytes")
         name = self._disk.layout.partial_name(digest, size, source)
@@ -232,8 +233,8 @@ class FilePartialStore:
                 await back_off.pause()  # the files are being created or deleted, which takes a short time
 
     def _open_shared(self, name: str) -> PartialHandle | None:
-        """Returns a handle for a partial blob that this process has open. Returns None if this process does not have it
-        open, or if the partial blob was just committed or deleted."""
+        """Returns a handle to a partial blob that this process has open. Returns None if this process does not have the
+        partial blob open, or if the partial blob was committed or deleted."""
         shared = self._open_partials.get(name)
         if shared is None or not shared.retain():
             return None
@@ -256,8 +257,8 @@ class FilePartialStore:
         disk = self._disk
 
         def open_pair() -> PartialFilePair | None:
-            # Raises an error if another data directory has taken the place of this one. Without this check, the
-            # download would fail only at its end, when the blob is stored.
+            # Raises an error if another data directory has replaced this one. The download would fail anyway, but only
+            # at its end.
             disk.opened_directory.check()
             return open_file_pair(disk.system, paths, size, self._boot, disk.reserve)
 
@@ -270,7 +271,8 @@ class FilePartialStore:
         files = await result_or_close(opening, close)
         if files is None:
             return None
-        shared = ProcessPartial(disk.system, disk.reserve, self._digest_threads, self._waiters, paths, digest, files)
+        threads, tasks = self._digest_threads, self._waiting_tasks
+        shared = ProcessPartial(disk.system, disk.reserve, threads, tasks, paths, digest, files)
         shared.retain()
         handle = PartialHandle(self, shared)
         if files.is_owner:
@@ -290,10 +292,10 @@ class FilePartialStore:
         return await self._disk.run(lambda: list_downloads(self._disk.layout, self._boot))
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
-        """Deletes the *idle* partial blobs: those that are old and have no owner. Returns them. A partial blob is old
-        if it was last written before the time `before` (seconds since 1970), or during an earlier boot of the machine.
-        If a file of a partial blob is damaged, or this process may not read it, skips the partial blob and logs a
-        warning. `dry_run`: returns the idle partial blobs without deleting them. Raises StorageFull, StorageFailed."""
+        """Deletes the *idle* partial blobs, and returns them. A partial blob is idle if it has no owner, and if it was
+        last written before the time `before` (seconds since 1970) or during an earlier boot of the machine. Skips a
+        partial blob, and logs a warning, if one of its files is damaged or this process has no permission to read it.
+        `dry_run`: whether to return the idle partial blobs without deleting them. Raises StorageFull, StorageFailed."""
         layout, system = self._disk.layout, self._disk.system
 
         def delete_idle() -> list[ExpiredPartial]:
@@ -336,8 +338,8 @@ class FilePartialStore:
         repo: RepositoryName,
         on_corrupt: Callable[[], Awaitable[None]] | None,
     ) -> Descriptor:
-        """Verifies the digest of the downloaded bytes and makes them a blob of `repo`. Users that wait for the commit
-        (`wait` with the blob's size) are woken at the end."""
+        """Verifies the digest of the downloaded bytes and makes them a blob of `repo`. At the end, wakes the calls of
+        `wait` that wait for the commit."""
         run = self._disk.run
         with shared.owner_step(handle):
             if shared.missing():
@@ -357,9 +359,8 @@ class FilePartialStore:
                 await run(shared.sync)
                 await self._add_blob(repo, DownloadedContent(self._disk, shared))
             except (StorageFull, StorageFailed, QuotaExceeded):
-                # The next download must not continue with these bytes. After a failed fsync it is not known which of
-                # them are on the disk. After the other errors, `_add_blob` may have published the file and then deleted
-                # it.
+                # The next download must not continue with these bytes: after a failed fsync, some of them may be
+                # missing on the disk, and `_add_blob` may have moved and deleted the file.
                 await run(lambda: shared.end(PartialStatus.DELETED))
                 raise
             await run(lambda: shared.end(PartialStatus.COMMITTED))

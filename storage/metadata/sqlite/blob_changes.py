@@ -129,7 +129,7 @@ def add_blob(
     and returns whether it was damaged. Raises BlobUploadUnknown if there is no such session; QuotaExceeded if the blob
     does not fit into a quota."""
     end_upload(db, upload)
-    event_tables.add_blob(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
+    event_tables.add_blob_event(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
     return add_blob_without_upload(db, repo, digest, size, place, now)
 
 
@@ -173,7 +173,7 @@ def mount_blob(
         blob, size, source_name = row
     add_link(db, make_repository(db, repo, now), blob, digest, now)
     record_content(db, by, now, "blob.mount", repo, digest, {"from": source_name})
-    event_tables.add_blob(db, EventAction.BLOB_MOUNT, repo, digest, size, by, now)
+    event_tables.add_blob_event(db, EventAction.BLOB_MOUNT, repo, digest, size, by, now)
     return int(size)
 
 
@@ -216,7 +216,7 @@ def delete_blob(
         raise blob_in_use_error(repo, digest, referring)
     remove_link(db, repository, blob, digest, now)
     record_content(db, by, now, "blob.delete", repo, digest)
-    event_tables.add_blob(db, EventAction.BLOB_DELETE, repo, digest, 0, by, now)
+    event_tables.add_blob_event(db, EventAction.BLOB_DELETE, repo, digest, 0, by, now)
 
 
 def _referring_manifest(db: apsw.Connection, repository: int, digest: Digest) -> str | None:

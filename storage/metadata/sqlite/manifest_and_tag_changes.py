@@ -112,9 +112,9 @@ def put_manifest(
     action = EventAction.FILL if sparse else EventAction.PUSH
     for tag in tags:
         previous = _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
-        event_tables.add_stored(db, action, repo, manifest, tag, previous, by, now)
+        event_tables.add_manifest_event(db, action, repo, manifest, tag, previous, by, now)
     if not tags:
-        event_tables.add_stored(db, action, repo, manifest, None, None, by, now)
+        event_tables.add_manifest_event(db, action, repo, manifest, None, None, by, now)
     return True
 
 
@@ -314,7 +314,7 @@ def delete_tag(
         raise immutable_delete_denied(repo, tag)
     db.execute("DELETE FROM tag WHERE repository = ? AND name = ?", (repository, tag))
     _record_tag(db, repository, tag, digest=None, by=by, now=now)
-    event_tables.add_deleted_tag(db, action, repo, tag, digest, by, now)
+    event_tables.add_tag_deletion(db, action, repo, tag, digest, by, now)
 
 
 def put_back(
@@ -396,5 +396,5 @@ def move_tag(
     _check_restorable(db, repo, repository, manifest)
     previous = _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
     if previous != manifest.digest:
-        event_tables.add_stored(db, EventAction.MOVE, repo, manifest, tag, previous, by, now)
+        event_tables.add_manifest_event(db, EventAction.MOVE, repo, manifest, tag, previous, by, now)
     return previous

@@ -211,7 +211,7 @@ def _delete(
     if restorable:
         deleted_manifests.add(db, manifest_id, now)
     _delete_tags(db, target, tags, by, now, action)
-    event_tables.add_deleted_manifest(db, action, target.repo, manifest_id, by, now)
+    event_tables.add_manifest_deletion(db, action, target.repo, manifest_id, by, now)
     db.execute(_QUEUE_UNREFERENCED_BLOBS, (repository_id, manifest_id, now))
     db.execute("DELETE FROM manifest_blob WHERE manifest = ?", (manifest_id,))
     db.execute("DELETE FROM manifest_child WHERE manifest = ?", (manifest_id,))
@@ -229,7 +229,7 @@ def _delete_tags(
     if not tags:
         return
     repository_id, names = target.repository_id, json.dumps(tags)
-    event_tables.add_deleted_tags(db, action, target.repo, target.manifest_id, tags, by, now)
+    event_tables.add_deletions_of_all_tags(db, action, target.repo, target.manifest_id, tags, by, now)
     db.execute(_RECORD_DELETED_TAGS, (repository_id, names, now, by.name, by.address, by.request_id, by.user_agent))
     db.execute(_DELETE_TAGS, (repository_id, names))
 

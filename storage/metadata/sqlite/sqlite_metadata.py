@@ -150,9 +150,9 @@ class SqliteMetadata:
 
         def adopt(db: apsw.Connection) -> bool:
             if is_fill:
-                event_tables.add_blob(db, EventAction.FILL, repo, digest, size, MIRROR_ACTOR, now)
+                event_tables.add_blob_event(db, EventAction.FILL, repo, digest, size, MIRROR_ACTOR, now)
             elif by is not None:
-                event_tables.add_blob(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
+                event_tables.add_blob_event(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
             return blob_changes.add_blob_without_upload(db, repo, digest, size, place, now)
 
         if await self._writer.run(adopt):

@@ -119,7 +119,7 @@ def _restore_tag(db: apsw.Connection, problem: Problem, now: float) -> str | Non
     db.execute("UPDATE tag SET manifest = ? WHERE repository = ? AND name = ?", (manifest, *problem.key))
     tag, reason = str(problem.key[1]), "a repair: what the tag pointed at did not exist"
     event = NewEvent(EventAction.MOVE, repo, now, UPKEEP_ACTOR, tag, digest, None, media_type, size, reason)
-    event_tables.add(db, event)
+    event_tables.add_event(db, event)
     return f"pointed the tag at {digest}, the newest manifest of its history that still exists"
 
 

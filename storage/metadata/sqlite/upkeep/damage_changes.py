@@ -79,7 +79,9 @@ def _add_damage_event(
 ) -> None:
     """Adds an event about a damaged blob or manifest."""
     action = EventAction.QUARANTINE
-    event_tables.add(db, NewEvent(action, repo, now, UPKEEP_ACTOR, digest=digest, media_type=media_type, reason=reason))
+    event_tables.add_event(
+        db, NewEvent(action, repo, now, UPKEEP_ACTOR, digest=digest, media_type=media_type, reason=reason)
+    )
 
 
 def mark_blob_healed(db: apsw.Connection, digest: Digest, place: str, now: float) -> bool:

@@ -1,10 +1,11 @@
 """Adds events to the metadata database, and turns rows into events and deliveries. An event is added in the same
 transaction as the change that it describes.
 
-Each function with a connection runs inside a transaction; the caller commits it. `by` is the client for which the
-change is made, `now` the time in seconds since 1970. A *reader* is a webhook, or the list of events that this registry
-keeps. A *delivery* is a row which says that a webhook has yet to get an event. A function that adds an event adds
-nothing if no reader wants the event.
+A *reader* is a webhook, or the list of events that this registry keeps. A *delivery* is a row for an event that a
+webhook has not received yet. A function that adds an event adds nothing if no reader wants the event.
+
+Each function with a parameter `db` runs inside a transaction, which the caller commits. `by` is the client for which
+the change is made, and `now` is the time in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ EVENT_COLUMNS: Final = (
     "e.id, e.uuid, e.at, e.action, e.repository, e.tag, e.digest, e.previous, e.media_type, e.size, e.actor, "
     "e.address, e.request_id, e.user_agent, e.reason"
 )
-"""The columns of the table `event`, which the query calls `e`. `previous`: the digest that the tag pointed at before it
-moved."""
+"""The columns of the table `event`, for a query that gives this table the alias `e`. `previous`: the digest that the
+tag pointed at before it moved."""
 DELIVERY_COLUMNS: Final = f"d.webhook, d.attempts, d.next_at, d.dead, d.error, {EVENT_COLUMNS}"
-"""The columns of the table `event_delivery`, which the query calls `d`, and of the event that has to be sent.
-`next_at`: when the server tries next. `dead`: when the server gave up the delivery; NULL if it has not given up."""
+"""The columns of a delivery and of its event, for a query that gives the table `event_delivery` the alias `d`.
+`next_at`: the time of the next attempt. `dead`: the time at which the server gave up; NULL if it has not given up."""
 
 
 class _Filter(NamedTuple):
-    """The actions and repositories whose events a reader wants."""
+    """The filter of a reader, which wants the events with one of these actions in one of these repositories."""
 
     actions: frozenset[str]
     repositories: Matcher
 
 
-def add(db: apsw.Connection, event: NewEvent) -> None:
-    """Adds an event, and a delivery for each webhook that wants it. Adds nothing if no reader wants it."""
-    readers = [name for name, reader_filter in _readers(db) if _wants(reader_filter, event)]
+def add_event(db: apsw.Connection, event: NewEvent) -> None:
+    """Adds an event, and a delivery for each webhook that wants the event."""
+    readers = [name for name, reader_filter in _reader_filters(db) if _wants(reader_filter, event)]
     if not readers:
         return
     by = event.by
@@ -68,18 +69,15 @@ def add(db: apsw.Connection, event: NewEvent) -> None:
 
 
 def is_wanted(db: apsw.Connection, action: EventAction, repo: str) -> bool:
-    """Returns whether a reader wants events with this action in the repository. A caller that gets False need not look
-    up the other fields of the event.
-
-    Do not call this function for pushes. A push that points a tag at another manifest also goes to the readers that
-    want only `EventAction.MOVE`, and this function does not check for them."""
+    """Returns whether a reader wants events with this action in the repository. `action` must not be
+    `EventAction.PUSH`, because readers of moves also want the pushes that move a tag."""
     return any(
         action in reader_filter.actions and reader_filter.repositories.matches(repo)
-        for _, reader_filter in _readers(db)
+        for _, reader_filter in _reader_filters(db)
     )
 
 
-def add_stored(
+def add_manifest_event(
     db: apsw.Connection,
     action: EventAction,
     repo: RepositoryName,
@@ -89,28 +87,29 @@ def add_stored(
     by: Actor,
     now: float,
 ) -> None:
-    """Adds the event of a manifest that was stored, or of a tag that was set to a manifest. `previous`: the digest that
-    the tag pointed at before; None if there was no such tag."""
+    """Adds the event of a manifest that was stored, or of a tag that was pointed at a manifest. `tag`: the tag; None if
+    the event is about the manifest only. `previous`: the digest that the tag pointed at before; None if the tag is new
+    or `tag` is None."""
     moved_from = None if previous == manifest.digest else previous
     size = len(manifest.body)
-    add(db, NewEvent(action, repo, now, by, tag, manifest.digest, moved_from, manifest.media_type, size))
+    add_event(db, NewEvent(action, repo, now, by, tag, manifest.digest, moved_from, manifest.media_type, size))
 
 
-def add_blob(
+def add_blob_event(
     db: apsw.Connection, action: EventAction, repo: RepositoryName, digest: Digest, size: int, by: Actor, now: float
 ) -> None:
     """Adds the event of a blob. `size`: in bytes; 0 if it is not known."""
-    add(db, NewEvent(action, repo, now, by, digest=digest, media_type=BLOB_TYPE, size=size))
+    add_event(db, NewEvent(action, repo, now, by, digest=digest, media_type=BLOB_TYPE, size=size))
 
 
-def add_deleted_tag(
+def add_tag_deletion(
     db: apsw.Connection, action: EventAction, repo: RepositoryName, tag: str, digest: str | None, by: Actor, now: float
 ) -> None:
-    """Adds the event of a deleted tag, which pointed at `digest`."""
-    add(db, NewEvent(action, repo, now, by, tag, digest))
+    """Adds the event of a deleted tag. `digest`: the digest that the tag pointed at."""
+    add_event(db, NewEvent(action, repo, now, by, tag, digest))
 
 
-def add_deleted_tags(
+def add_deletions_of_all_tags(
     db: apsw.Connection,
     action: EventAction,
     repo: RepositoryName,
@@ -119,22 +118,21 @@ def add_deleted_tags(
     by: Actor,
     now: float,
 ) -> None:
-    """Adds the events of tags that are deleted because their manifest is about to be deleted."""
+    """Adds an event for each of `tags`, the tags of a manifest that is about to be deleted."""
     if not is_wanted(db, action, repo):
         return
     digest, media_type, size = _digest_type_and_size(db, manifest_id)
     for tag in tags:
-        add(db, NewEvent(action, repo, now, by, tag, digest, media_type=media_type, size=size))
+        add_event(db, NewEvent(action, repo, now, by, tag, digest, media_type=media_type, size=size))
 
 
-def add_deleted_manifest(
+def add_manifest_deletion(
     db: apsw.Connection, action: EventAction, repo: RepositoryName, manifest_id: int, by: Actor, now: float
 ) -> None:
-    """Adds the event of a manifest that is about to be deleted. The caller has added the events of its tags
-    (`add_deleted_tags`)."""
+    """Adds the event of a manifest that is about to be deleted. Does not add the events of its tags."""
     if is_wanted(db, action, repo):
         digest, media_type, size = _digest_type_and_size(db, manifest_id)
-        add(db, NewEvent(action, repo, now, by, digest=digest, media_type=media_type, size=size))
+        add_event(db, NewEvent(action, repo, now, by, digest=digest, media_type=media_type, size=size))
 
 
 def _digest_type_and_size(db: apsw.Connection, manifest_id: int) -> tuple[str, str, int]:
@@ -144,17 +142,17 @@ def _digest_type_and_size(db: apsw.Connection, manifest_id: int) -> tuple[str, s
     return digest, media_type, size
 
 
-def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> Set[str] | None:
-    """Replaces the readers. Returns the names of the readers that it removes.
+def replace_readers(db: apsw.Connection, readers: Sequence[EventReader]) -> Set[str] | None:
+    """Replaces the readers. Returns the names of the removed readers.
 
     The deliveries of a removed webhook stay in the database as its *leftovers*
     (`storage.metadata.sqlite.upkeep.removed_webhooks`). If a new webhook has the name of a removed webhook that still
     has leftovers, this function changes nothing and returns None. The caller then deletes the leftovers and calls this
     function again.
 
-    The list of events misses the events that were added while it was not a reader. When it becomes a reader, it is
-    complete only from the next event on (column `kept_from`)."""
-    former_names = {name for name, _ in _readers(db)}
+    If the list of events becomes a reader, sets its column `kept_from` to the id of the next event: from this id, the
+    list is complete."""
+    former_names = {name for name, _ in _reader_filters(db)}
     names = [reader.name for reader in readers]
     if removed_webhooks.has_deliveries(db, set(names) - former_names):
         return None
@@ -170,20 +168,20 @@ def reader_row(reader: EventReader) -> tuple[str, str, str]:
     return reader.name, json.dumps(sorted(reader.actions)), json.dumps(list(reader.repositories))
 
 
-def _readers(db: apsw.Connection) -> list[tuple[str, _Filter]]:
+def _reader_filters(db: apsw.Connection) -> list[tuple[str, _Filter]]:
     """Returns the name and the filter of each reader."""
     rows: list[Any] = db.execute("SELECT name, actions, repositories FROM event_reader").fetchall()
-    return [(name, _filter(actions, repositories)) for name, actions, repositories in rows]
+    return [(name, _parse_filter(actions, repositories)) for name, actions, repositories in rows]
 
 
 @lru_cache(maxsize=256)
-def _filter(actions: str, repositories: str) -> _Filter:
-    """Returns the filter of a reader with these columns."""
+def _parse_filter(actions: str, repositories: str) -> _Filter:
+    """Returns the filter that these two columns of the table `event_reader` contain as JSON."""
     return _Filter(frozenset(json.loads(actions)), Matcher(tuple(json.loads(repositories))))
 
 
 def _wants(reader_filter: _Filter, event: NewEvent) -> bool:
-    # A push that moves a tag counts as a move as well.
+    # A push that moves a tag also counts as a move.
     is_move = event.action is EventAction.PUSH and event.previous is not None
     if event.action not in reader_filter.actions and not (is_move and EventAction.MOVE in reader_filter.actions):
         return False

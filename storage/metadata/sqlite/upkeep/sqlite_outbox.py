@@ -88,7 +88,7 @@ class SqliteOutbox:
         counts = (
             await self._scan_deliveries(partial(removed_webhooks.count_deliveries, webhooks=removed)) if removed else []
         )
-        change = partial(event_tables.configure, readers=readers)
+        change = partial(event_tables.replace_readers, readers=readers)
         # The result is None if a new reader has the name of a removed webhook that still has deliveries.
         while (removed_by_change := await self._writer.run(change, reserve_use=ReserveUse.HALF)) is None:
             await self._delete_leftovers()
@@ -106,7 +106,7 @@ class SqliteOutbox:
 
         def insert(db: apsw.Connection) -> None:
             for event in events:
-                event_tables.add(db, event)
+                event_tables.add_event(db, event)
 
         await self._writer.run(insert, durable=False)
 

@@ -261,7 +261,7 @@ def test_hosted_repositories_are_refused(tmp_path: Path, upstream: Hub) -> None:
         (["warm", "app:1", "--platform", "amd64"], "--platform: 'amd64' is not a platform like linux/amd64"),
         (["warm", "app:1", "--platform", "linux/amd64", "--all-platforms"], "contradict each other"),
         (["warm", "--file", "none.txt"], "none.txt: cannot read the references: no such file or directory"),
-        (["warm", "--file", "two.txt"], "two.txt: line 2: one reference a line, please: app:1 app:2"),
+        (["warm", "--file", "two.txt"], "two.txt: line 2 has more than one reference: app:1 app:2"),
         (["refresh", "app:"], "app:: 'app:' ends without a tag"),
         (["purge", "--all", "app:1"], "app:1: --all takes a name without tag and digest"),
     ],

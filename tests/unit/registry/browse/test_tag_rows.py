@@ -12,7 +12,7 @@ from registry.auth.rights.principal import Identity, Principal, Rights
 from registry.browse import image_overview, tag_rows
 from registry.browse.content_reader import MAX_ROW_BYTES
 from registry.browse.repository_browser import RepositoryBrowser
-from registry.browse.stored_content import stored_content
+from registry.browse.stored_content import stored_content_router
 from registry.naming import NamingRules
 from registry.request import RequestContext
 from storage.content import Actor, Descriptor, Manifest
@@ -211,7 +211,7 @@ def browser(site: Site) -> RepositoryBrowser:
     """Returns a `RepositoryBrowser` over the site's store, with two upstreams in its settings, one of them private."""
     assert site.app.app.service.access is not None
     store: StoredRegistry = site.app.app.service.access.management.upkeep.store
-    stored = stored_content(
+    stored = stored_content_router(
         store,
         NAMING,
         store.is_known_repository,

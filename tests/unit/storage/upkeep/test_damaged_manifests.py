@@ -78,7 +78,7 @@ async def test_a_damaged_manifest_can_be_deleted(data: Path) -> None:
         report = await registry.collector.collect()
         assert planned == report
         # A damaged body is not stored for a restore.
-        assert (report.blobs, report.count(RemovalKind.MANIFEST)) == (2, 0)
+        assert (report.blobs, report.count_of(RemovalKind.MANIFEST)) == (2, 0)
         with pytest.raises(ManifestUnknown):
             await TagChanger(registry.tag_history, registry.immutable_tags).restore(APP, Tag("latest"), by=BY)
 
