@@ -12,17 +12,15 @@ from registry.cli.standard_streams import prepare_streams
 def main() -> None:
     """Runs the command line."""
     prepare_streams()
-    # `exit_on_interrupt` is called before the slow import below, so that Ctrl-C ends the program cleanly during the
-    # import. `exit_on_interrupt` also unblocks signals.
+    # Before the slow import below, `exit_on_interrupt` makes Ctrl-C end the program cleanly, and unblocks signals.
     #
-    # At an upgrade, the old version of the server sets `_ENTREPOT_HANDOVER`, blocks signals, and calls execve(2) with
-    # this program (`registry.server.process.successor`). So this program replaces the old version in the same process,
-    # and signals are still blocked. They have to stay blocked until the new server can act on them. Therefore
-    # `exit_on_interrupt` is not called in this case.
+    # At an upgrade, the old server blocks signals, sets `_ENTREPOT_HANDOVER`, and replaces itself by this program with
+    # execve(2) (`registry.server.process.successor`). Signals must then stay blocked until the new server can act on
+    # them, so `exit_on_interrupt` is not called.
     if "_ENTREPOT_HANDOVER" not in os.environ:
         exit_on_interrupt()
-    gc.disable()  # garbage collections would find nothing, and take a tenth of the time of the import
-    from registry.cli.command import app  # takes nearly half a second
+    gc.disable()  # garbage collection finds nothing during the import, and takes a tenth of the import's time
+    from registry.cli.command import app  # this import takes nearly half a second
 
     gc.enable()
     app(prog_name="entrepot")

@@ -1,5 +1,5 @@
-"""Names in a registry: repository names, tags, digests, upload ids. The constructor of each class checks the text, so
-every instance is valid and can be part of a file path.
+"""Repository names, tags, digests and upload ids. Each is a subclass of `str` whose constructor checks the text. So
+every instance is valid, and is safe as part of a file path.
 
 Grammar: OCI distribution spec, "Pulling manifests"; OCI image spec, "Digests"; RFC 9562 for upload ids.
 """
@@ -13,10 +13,10 @@ from typing import NamedTuple, Self
 from storage.errors import BlobUploadUnknown, DigestInvalid, NameInvalid, TagInvalid
 
 DEFAULT_TAG = "latest"
-"""The tag of a reference that a person types without a tag and without a digest."""
+"""The tag to use for a reference that states neither a tag nor a digest."""
 MAX_NAME_LENGTH = 255
-"""Longest repository name, in characters. Many clients allow at most 255 characters for the host, a slash and the name
-together."""
+"""Longest valid repository name, in characters. Many clients refuse longer names (OCI distribution spec, "Pulling
+manifests")."""
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
@@ -28,7 +28,7 @@ ALGORITHMS = ("sha256", "sha512")
 
 
 def shown(text: str, max_chars: int = 80) -> str:
-    """Returns `text` in the form for error messages: in quotes, with escapes, and cut after `max_chars` characters."""
+    """Returns `text` for an error message: in quotes, with escapes, and cut after `max_chars` characters."""
     return repr(text if len(text) <= max_chars else text[:max_chars] + "…")
 
 
@@ -119,24 +119,24 @@ class ImageReference(NamedTuple):
 
 
 def as_algorithm(text: str) -> str:
-    """Returns `text` if it is the name of a supported digest algorithm, and raises DigestInvalid if not."""
+    """Returns `text` if it is the name of a supported digest algorithm. Otherwise raises DigestInvalid."""
     if text not in ALGORITHMS:
         raise DigestInvalid(f"{shown(text)} is not a supported digest algorithm; use {' or '.join(ALGORITHMS)}")
     return text
 
 
 def as_reference(text: str) -> Reference:
-    """Returns `text` as a digest if it contains a ':', or as a tag if not. Raises TagInvalid, DigestInvalid."""
+    """Parses `text` as a digest if it contains a ':', otherwise as a tag. Raises TagInvalid, DigestInvalid."""
     return Digest(text) if ":" in text else Tag(text)
 
 
 def parse_reference(text: str) -> ImageReference:
     """Parses an image reference in the form that people type: `ubuntu`, `team/app:1`, `team/app@sha256:…`. If `text`
-    has no tag and no digest, the result has the tag `latest`. In `app:1@sha256:…`, the tag must be valid but is
-    otherwise ignored, as in docker. Raises NameInvalid, TagInvalid, DigestInvalid."""
+    has neither a tag nor a digest, the result has the tag `latest`. If `text` has both, as in `app:1@sha256:…`, the
+    result has the digest. The tag must be valid even then. Raises NameInvalid, TagInvalid, DigestInvalid."""
     before_digest, at, digest = text.partition("@")
     repository, colon, tag = before_digest.rpartition(":")
-    if not colon or "/" in tag:  # there is no tag; a colon before a slash would belong to a port
+    if not colon or "/" in tag:  # no tag: a colon before a slash separates a host from a port
         repository, tag = before_digest, ""
     elif not tag:
         raise TagInvalid(f"{shown(text)} ends without a tag")

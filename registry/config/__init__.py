@@ -1,4 +1,5 @@
-"""The settings: the model `Settings`, its groups, and functions that parse and format durations, sizes and hosts."""
+"""The registry's settings: the model `Settings`, the models of its parts, and functions that parse and format
+durations, sizes and hosts."""
 
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
 from registry.config.field_types import (

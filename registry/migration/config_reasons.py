@@ -1,5 +1,5 @@
 """Texts that say why a key in the settings of a CNCF Distribution registry has no counterpart in this registry, or what
-to do instead."""
+to do instead. In the texts, "here" means: in this registry."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Final
 
 UNKNOWN_KEY: Final = "not a known key of a CNCF Distribution registry"
-"""The text for a key for which `reason_for` finds no reason."""
+"""The text for a key for which `reason_for` returns None."""
 
 _OTHER_STORAGE: Final = (
     "content is stored in a local directory here; to copy it, start the old registry and run: "
     "entrepot import http://OLD:5000"
 )
 _DEBUG_PORT: Final = "there is no debug port here"
-_LETS_ENCRYPT: Final = "certificates are not requested here; let a program such as certbot do it, and set [tls]"
+_LETS_ENCRYPT: Final = "certificates are not requested here; request them with a program such as certbot, and set [tls]"
 _BUILT_IN: Final = "not needed: built in, without a setting"
 
 _REASONS: Final[Mapping[str, str]] = {
@@ -22,18 +22,18 @@ _REASONS: Final[Mapping[str, str]] = {
     "log.formatter": "set log_format: text or json",
     "log.fields": "no fields can be added to the log here",
     "log.hooks": "the log sends no mails here; watch its output instead",
-    "log.reportcaller": "the log does not name lines of the code here",
+    "log.reportcaller": "log lines here do not name the code that wrote them",
     "storage.cache": f"{_BUILT_IN}: descriptors are in the database",
     "storage.delete": "set delete",
     "storage.redirect": "blobs are always sent by this registry itself",
     "storage.tag": _BUILT_IN,
-    "storage.maintenance.uploadpurging": "unfinished uploads are looked for in each garbage collection ([gc] interval)",
+    "storage.maintenance.uploadpurging": "each garbage collection deletes expired uploads; set [gc] interval",
     "storage.maintenance": "set read_only, or [uploads] expire",
     "storage.filesystem": _BUILT_IN,
     "storage.inmemory": "content is always stored in a directory here; set data",
     "storage": _OTHER_STORAGE,
     "auth.htpasswd.realm": "the realm of Basic logins is fixed here",
-    "auth.silly": "it checks nothing; create accounts with: entrepot user add",
+    "auth.silly": "this kind of login checks nothing; create accounts with: entrepot user add",
     "auth.token": (
         "this registry issues tokens itself, at /token. To accept the tokens of another service as well, add a robot "
         "account for them, and an [[issuer]] with this account, the issuer and audience of the tokens, and jwks_url or "
@@ -45,7 +45,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "http.net": "this registry listens on TCP only; set listen",
     "http.prefix": "the API is always at /v2/",
     "http.secret": "not needed: uploads are not signed with a shared secret",
-    "http.relativeurls": "not needed: the Location headers are right behind a proxy if trusted_proxies is set",
+    "http.relativeurls": "not needed: behind a proxy, Location headers are correct if trusted_proxies is set",
     "http.headers": "no headers can be added to responses here; add them in a proxy",
     "http.http2": "this registry speaks HTTP/1.1; a proxy in front can speak HTTP/2",
     "http.h2c": "this registry speaks HTTP/1.1; a proxy in front can speak HTTP/2",
@@ -67,13 +67,13 @@ _REASONS: Final[Mapping[str, str]] = {
     "policy": "there are no classes of repositories here; use grants",
     "experimental": "there is no such setting here",
 }
-"""The reason for each key, by its path in the old settings. A key without an entry has the reason of its nearest
-parent."""
+"""Maps the path of a key in the old settings to the text for the key. For a key without an entry, the entry of its
+nearest parent counts."""
 
 
 def reason_for(path: str) -> str | None:
-    """Returns why the key has no counterpart: the reason for the longest known key that is `path` or a parent of
-    `path`; None if there is no such key."""
+    """Returns the text for the key `path`, such as `http.tls.letsencrypt`, or for its nearest parent that has a text.
+    Returns None if neither the key nor a parent has a text."""
     parts = path.split(".")
     for length in range(len(parts), 0, -1):
         if reason := _REASONS.get(".".join(parts[:length])):

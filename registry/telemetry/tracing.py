@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 TRACES_PATH: Final = "/v1/traces"
-"""Path in the URL at which a collector receives traces (OTLP 1, "OTLP/HTTP Request")."""
+"""Path at which a collector receives traces. It is appended to the collector's URL (OTLP 1, "OTLP/HTTP Request")."""
 _SPAN: Final = "span"
-"""Key of a request's span in the request's *notes*. These are a dictionary in the ASGI scope, in which the application
-stores values until the server reports the end of the request."""
+"""Key of a request's span in the request's notes. The *notes* are a dictionary in the ASGI scope. The application keeps
+values there until the server reports the end of the request."""
 
 
 class Tracing:
-    """Makes spans in one process. A thread sends them to the collector. Create this object after the fork. If the
-    collector does not answer, spans are lost, but no request is delayed. The methods raise nothing."""
+    """Makes the spans of one process, and sends them to the collector in a thread. Each process must create its own
+    object after the fork. If the collector does not answer, spans are lost, but no request is delayed. The methods
+    raise nothing."""
 
     def __init__(self, endpoint: str | None) -> None:
         """`endpoint`: the URL of the collector (setting `otel.endpoint`); None: OpenTelemetry's environment variables
@@ -47,9 +48,9 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def start_request(self, scope: Scope) -> AbstractContextManager[object]:
-        """Starts the span of a request, which is the current span inside the `with` block. Its parent is the span that
-        the header traceparent names. If the server has put a dictionary for notes into `scope`, `end_request` ends the
-        span. Otherwise `end_request` could not find the span, and the span ends with the block."""
+        """Starts the span of a request. Inside the `with` block, this span is the current one. Its parent is the span
+        that the request's `traceparent` header names. If `scope` has notes, `end_request` ends the span. Otherwise the
+        span ends with the block."""
         from opentelemetry.trace import use_span
 
         notes = (scope.get("extensions") or {}).get(REQUEST_NOTES_EXTENSION)
@@ -59,21 +60,22 @@ class Tracing:
         return use_span(span, end_on_exit=notes is None)
 
     def end_request(self, scope: Scope, route: str, status: int) -> None:
-        """Ends the span of a request. `route`: the kind of the requested resource, such as `manifests`. `status`: the
-        status of the response; 0 if no response was begun."""
+        """Ends the span that `start_request` has put into the notes. Does nothing if there is none. `route`: the kind
+        of the requested resource, such as `manifests`. `status`: the status of the response; 0 if no response has
+        started."""
         span = (scope.get("extensions") or {}).get(REQUEST_NOTES_EXTENSION, {}).get(_SPAN)
         if span is not None:
             self._end_span(span, scope, route, status)
 
     def trace_cached_request(self, scope: Scope, route: str) -> None:
-        """Makes the span of a request that the response cache has answered."""
+        """Makes the span of a request that was answered from the response cache."""
         span = self._start_span(scope)
         span.set_attribute("entrepot.cached_answer", True)
         self._end_span(span, scope, route, 200)
 
     def trace_call(self, operation: str, repo: str) -> AbstractContextManager[object]:
         """Makes a span for one operation of the registry, which the caller runs inside the `with` block. `repo`: the
-        name of the repository; empty if the operation does not concern exactly one."""
+        name of the repository; empty if the operation concerns no repository or several."""
         attributes = {"entrepot.repository": repo} if repo else {}
         return self._tracer.start_as_current_span(f"registry.{operation}", attributes=attributes)
 
@@ -91,8 +93,8 @@ class Tracing:
         change.add_done_callback(lambda _: span.end())
 
     def close(self) -> None:
-        """Sends the spans that have ended. Blocks, for some seconds if the collector does not answer, so call it in a
-        thread."""
+        """Sends the spans that have ended to the collector. Call it in a thread: if the collector does not answer, it
+        blocks for some seconds."""
         self._provider.shutdown()
 
     def _start_span(self, scope: Scope) -> Any:

@@ -1,9 +1,9 @@
-"""The style sheet, the scripts and the icon of the pages, which browsers cache for ever.
+"""The files that the pages load: the style sheet, the scripts and the icon. Browsers cache these files for ever.
 
-The path of each file contains a hash of all files (`/ui/static/HASH/page.css`). So a new version of a file has a new
-path. The paths of all files differ only in the file name, so scripts can import each other by relative paths.
-`htmx.min.js` comes from the installed package `django-js-lib-htmx`, whose Python code is not used. The other files are
-in the folder `static`.
+The path of each file contains a hash of all files (`/ui/static/HASH/page.css`). When a file changes, all paths change,
+so browsers load the new files. All files are in the same folder, so scripts can import each other by relative paths.
+`htmx.min.js` comes from the installed package `django-js-lib-htmx`, whose Python code is not used. The other files come
+from the folder `static`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FOR_EVER: Final = "public, max-age=31536000, immutable"
 
 
 class PageFiles:
-    """The files of the pages, read once by each process, when they are first needed."""
+    """The files that the pages load. Each process reads them once, when it first needs them."""
 
     @cached_property
     def _files(self) -> dict[str, bytes]:
@@ -51,7 +51,7 @@ class PageFiles:
         return hash_of_files.hexdigest()[:16]
 
     def path(self, name: str) -> str:
-        """Returns the path of a file's URL. Raises KeyError if there is no such file. Blocks at the first call."""
+        """Returns the path in the URL of a file. Raises KeyError if there is no such file. Blocks at the first call."""
         if name not in self._files:
             raise KeyError(name)
         return f"{STATIC_PATH}/{self.version}/{name}"
@@ -66,9 +66,10 @@ router = APIRouter(include_in_schema=False)
 
 @router.get(STATIC_PATH + "/{version}/{name}")
 async def page_file(request: Request, version: str, name: str) -> Response:
-    """Returns a file of the pages. `version` may be the hash of another version of the program, because the old and the
-    new version serve at the same time during a restart. The response then contains this process's file with `no-cache`,
-    so that the browser does not keep it under the path of the other version. Raises HTTPException (404)."""
+    """Returns a file that the pages load. `version`: the hash in the path. During an upgrade, the old and the new
+    program serve at the same time, so the hash may be the other program's. The response then has this program's file
+    and the header `cache-control: no-cache`, so that the browser does not keep the file under that path. Raises
+    HTTPException (404)."""
     files: PageFiles = request.app.pages.files
     content = await asyncio.to_thread(files.content, name)
     if content is None:

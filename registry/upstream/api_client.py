@@ -1,7 +1,8 @@
-"""Sends small requests to an upstream (`ApiClient`): requests for manifests, tokens and lists, and HEAD requests. Uses
-httpx2 on the event loop, and follows redirects.
+"""Sends requests to an upstream on the event loop, with httpx2 (`ApiClient`): requests for manifests, tokens and lists,
+and HEAD requests. `registry.upstream.blob_client` downloads the bytes of blobs.
 
-An *endpoint* is one of the URLs of an upstream. `registry.upstream.blob_client` downloads the bytes of blobs.
+An *endpoint* is one of the URLs of an upstream. A request and each request after a redirect is a *step* of a
+`RedirectChain`.
 """
 
 from __future__ import annotations
@@ -84,26 +85,27 @@ class ApiClient:
     ) -> UpstreamResponse:
         """Sends a request, follows redirects, and returns the response.
 
-        `form`: the fields of an HTML form, which are sent as the body; redirects are then not followed. `reach`: the
-        addresses to which `url` may lead; None: `url` is on an endpoint from the settings, so it may lead to every
-        address. `attempt`: gets reports on how the endpoint responds, but no reports on the targets of redirects.
-        `read_body`: if False, a successful response is returned without its body. `max_bytes`: the largest body of a
-        successful response; the body of an unsuccessful response is cut off after this size. `memory`: a body larger
-        than SMALL_BODY_BYTES counts against the memory budget until the `with` block of this scope ends; None: until
-        this method returns.
+        - `max_bytes`: the largest body of a successful response. The body of another response is cut off after this
+          size.
+        - `form`: fields to send as the body, as an HTML form does. With a form, redirects are not followed.
+        - `read_body`: if False, a successful response is returned without its body.
+        - `reach`: the addresses to which `url` may lead. None: every address, because `url` is from the settings.
+        - `attempt`: gets reports on the responses of the endpoint, but not on those of the targets of redirects.
+        - `memory`: a body larger than SMALL_BODY_BYTES counts against the memory budget until the `with` block of this
+          scope ends. None: until this method returns.
 
-        Raises UpstreamTimeout, and TooManyRequests if the memory budget has not enough free memory for the body. Raises
-        UpstreamUnavailable if there is no connection, if an address is outside `reach`, after too many or bad
-        redirects, if a response has too many header lines, or if the body of a successful response is compressed or
-        larger than `max_bytes`. A cancellation closes the connection.
+        Raises UpstreamTimeout. Raises TooManyRequests if the memory budget has not enough free memory for the body.
+        Raises UpstreamUnavailable if the connection fails, an address is outside `reach`, there are too many or bad
+        redirects, a response has too many header lines, or the body of a successful response is compressed or larger
+        than `max_bytes`. A cancellation closes the connection.
         """
         route = RedirectChain(url, headers, reach or self._endpoint_reach)
         while True:
             endpoint_attempt = None if route.has_moved else attempt
             client, slots = await self._client(route)
             async with hold_slot(slots):
-                # If this task belongs to a `SingleFlight`, several callers can wait for its result. From now on, the
-                # task continues even if all callers leave: the next caller then needs no second request.
+                # If this task belongs to a `SingleFlight`, it now continues even if all callers that wait for its
+                # result leave. The next caller then needs no second request.
                 note_sending()
                 response = await self._send_step(client, method, route, form, endpoint_attempt)
                 try:
@@ -130,9 +132,9 @@ class ApiClient:
         form: Mapping[str, str] | None,
         attempt: EndpointAttempt | None,
     ) -> httpx2.Response:
-        """Sends the request for the current step of `route`, and returns the response, whose body is not read yet.
-        Sends the request a second time after an error in _CONNECTION_LOST_ERRORS. Raises UpstreamUnavailable (also
-        after `aclose`) and UpstreamTimeout."""
+        """Sends the request for the current step of `route`, and returns the response before its body is read. Sends
+        the request a second time after an error in _CONNECTION_LOST_ERRORS. Raises UpstreamTimeout. Raises
+        UpstreamUnavailable, also after `aclose`."""
         if attempt is not None:
             attempt.on_send()
         for is_second_try in (False, True):
@@ -147,7 +149,7 @@ class ApiClient:
                     raise _error_for(error, route.url) from None
             except TooManyHeaderLines as error:
                 if attempt is not None:
-                    attempt.on_working()  # it responds, so its circuit breaker must not open
+                    attempt.on_working()  # the endpoint responds, so its circuit breaker must not open
                 raise _error_for(error, route.url) from None
             except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
                 if attempt is not None and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
@@ -169,16 +171,16 @@ class ApiClient:
         is_success, server = response.is_success, loggable_origin(str(response.url))
         coding = response.headers.get("content-encoding", "identity").strip().lower()
         if is_success and coding not in ("identity", ""):
-            raise UpstreamUnavailable(f"{server} compresses its answer, which was not asked for")
+            raise UpstreamUnavailable(f"{server} compresses its response, although the request does not allow this")
         body = io.BytesIO()  # its `getvalue` does not copy; a copy of 8 MiB would occupy the event loop for 5 to 40 ms
         size = pieces = 0
         share = self._memory.new_share()
         length = parse_count(response.headers.get("content-length")) or 0
         try:
             if "content-length" not in response.headers and max_bytes > SMALL_BODY_BYTES:
-                length = _ASSUMED_BODY_BYTES  # this much may be in memory before the loop below counts it
+                length = _ASSUMED_BODY_BYTES  # the client may hold this much before the loop below counts it
             if SMALL_BODY_BYTES < length <= max_bytes:
-                await share.grow(2 * length)  # twice, because the caller needs about as much to parse the body
+                await share.grow(2 * length)  # twice the body, because the caller needs as much again to parse it
             async for piece in response.aiter_raw():
                 size += body.write(piece)
                 pieces += 1
@@ -207,10 +209,10 @@ class ApiClient:
         return complete_body
 
     async def _client(self, route: RedirectChain) -> tuple[httpx2.AsyncClient, asyncio.Semaphore]:
-        """Returns the httpx2 client for the current step of `route`, and the slots of its connections. Each pair of
-        proxy and reach (set of allowed addresses) has its own client, and so its own connection pool. Therefore a
-        redirect cannot use an open connection to an address that is not allowed for the redirect. And if the target of
-        a redirect does not respond, the waiting requests use up no connections to the endpoints."""
+        """Returns the httpx2 client for the current step of `route`, and the semaphore with the client's connection
+        slots. Each pair of proxy and `Reach` has its own client with its own connections. So a redirect never reuses an
+        open connection to an address outside its reach, and requests that wait for a redirect's target use up no
+        connections to the endpoints."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])
@@ -234,8 +236,8 @@ class ApiClient:
         return self._clients[proxy, reach]
 
     async def aclose(self) -> None:
-        """Stops lookups of host names and closes the connections. Running and waiting requests raise
-        UpstreamUnavailable. Idempotent."""
+        """Stops lookups of host names and closes the connections. `send` calls in progress raise UpstreamUnavailable.
+        May be called repeatedly."""
         await self._resolver.aclose()
         clients, self._clients = self._clients, {}
         for client, _ in clients.values():
@@ -243,15 +245,15 @@ class ApiClient:
 
 
 async def _move_location(response: httpx2.Response) -> None:
-    """Moves the `Location` header into the `extensions` of the response. If the header stayed, httpx2 would parse its
-    URL although it does not follow the redirect, and parsing a very long URL blocks the event loop."""
+    """Moves the `Location` header into the `extensions` of the response. Otherwise httpx2 would parse the URL in the
+    header, and a very long URL would block the event loop."""
     if (location := response.headers.get("location")) is not None:
         response.extensions[_LOCATION_EXTENSION] = location
         del response.headers["location"]
 
 
 def _header_fields(response: httpx2.Response) -> dict[str, str]:
-    """Returns the headers by name in lower case. The values of repeated headers are joined with ", "."""
+    """Returns the values of the headers by lower-case name. Joins the values of a repeated header with ", "."""
     values: defaultdict[str, list[str]] = defaultdict(list)
     for name, value in response.headers.multi_items():
         values[name.lower()].append(value)

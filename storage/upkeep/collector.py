@@ -47,12 +47,12 @@ bytes."""
 SHARDS_PER_ROUND = 16
 """Largest number of shards of the blob store that a round lists, unless it lists all shards."""
 BLOBS_LISTED_PER_ROUND = 1000
-"""Number of listed blobs after which a round lists no more shards, unless it lists all shards. Without this limit, the
-cost of a round would grow with the store, because the shards of a large store have many blobs."""
+"""Number of listed blobs after which a round lists no more shards, unless it lists all shards. The limit bounds the
+cost of a round in a large store."""
 log = logging.getLogger("storage.collect")
 
 OnRealRemoval = Callable[[Removal], None]
-"""Called after each removal, except in dry runs. Returns at once and raises nothing."""
+"""A function that is called after each removal, except in dry runs. It must return at once and raise nothing."""
 
 
 def ignore_removal(_: Removal) -> None:
@@ -61,10 +61,14 @@ def ignore_removal(_: Removal) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One round of garbage collection. `dry_run`: whether the round removes nothing. `shards`: the numbers of the
-    shards to search for strays. `max_listed`: number of listed blobs after which the round lists no more shards.
-    `report` counts the removals. `on_removal` and `on_real_removal` are called for each removal. A dry run counts the
-    removals that a real round would make, and calls only `on_removal` for them."""
+    """One round of garbage collection.
+
+    - `dry_run`: whether the round removes nothing, and only counts the removals that a real round would make.
+    - `shards`: the numbers of the shards to search for strays.
+    - `max_listed`: number of listed blobs after which the round lists no more shards.
+    - `on_removal`: called for each removal, also in a dry run.
+    - `on_real_removal`: called for each removal, except in a dry run.
+    - `report`: counts the removals."""
 
     dry_run: bool
     shards: Iterable[int]
@@ -74,7 +78,7 @@ class _Round:
     report: CollectionReport = field(default_factory=CollectionReport)
 
     async def note(self, kind: RemovalKind, item: str, size: int, reason: str, repository: str = "") -> None:
-        """Counts a removal and reports it."""
+        """Counts a removal and reports it. The parameters are the attributes of `Removal`."""
         removal = Removal(kind, repository, item, size, reason)
         self.report.add(removal)
         if not self.dry_run:
@@ -123,18 +127,19 @@ class Collector:
         self._check_directory = check_directory
         self._on_real_removal = on_real_removal
         self._future_seen_since: float | None = None
-        """Since when all rounds have seen times in the future, in seconds of `time.monotonic`; None: the last round saw
-        none, or has corrected them."""
+        """When a round first saw times in the future (`time.monotonic`). None: the latest round saw none, or corrected
+        them."""
         self._next_shard = int(clock()) % blobs.shard_count
-        """Number of the next shard to list. The first one depends on the time of the start, so that a process that is
-        often restarted does not list the same shards again and again."""
+        """Number of the next shard to list. The first number depends on the time of the start, so that a process that
+        is often restarted does not list the same shards each time."""
 
     async def collect(
         self, on_removal: OnRemoval | None = None, *, dry_run: bool = False, all_shards: bool = False
     ) -> CollectionReport:
-        """Runs one round, and returns a report that counts its removals. `dry_run`: whether to remove nothing, and only
-        to report the removals that a round would make now. `on_removal` is called for each removal, also in dry runs.
-        `all_shards`: whether to search all shards of the blob store for strays, and not only the next shards.
+        """Runs one round, and returns a report that counts its removals. `on_removal` is called for each removal, also
+        in a dry run. `dry_run`: whether to remove nothing, and only to report the removals that a round would make now.
+        `all_shards`: whether to search all shards of the blob store for strays. If False, the round searches only the
+        next shards.
 
         If steps raise StorageFull, the later steps still run, and the round raises the first of these errors at its
         end. If a step raises StorageFailed, or `on_removal` raises an error, the round raises it at once. Removals that
@@ -168,8 +173,8 @@ class Collector:
         return report
 
     async def free_unlinked_blobs(self) -> int:
-        """Removes only the blobs that have no link now, and frees their space at once. Removes none while a backup is
-        running. Returns the number of removed blobs. Raises StorageFull, StorageFailed."""
+        """Removes the blobs that have no link now, and no other garbage. Frees their space at once. Removes no blob
+        while a backup is running. Returns the number of removed blobs. Raises StorageFull, StorageFailed."""
         this_round = _Round(
             dry_run=False, shards=(), max_listed=0, on_removal=None, on_real_removal=self._on_real_removal
         )
@@ -183,8 +188,8 @@ class Collector:
             return may_remove
 
     async def remove_stray(self, stray: ListedBlob) -> bool:
-        """Removes bytes that the blob store has listed, unless there is a row with their digest now. Returns whether it
-        removed the bytes. `BlobStore.reclaim_space` frees their disk space."""
+        """Removes a stray that the blob store has listed. Keeps the stray if the metadata store has a row for its
+        digest now. Returns whether it removed the stray. `BlobStore.reclaim_space` then frees the disk space."""
         async with self._locks.hold(stray.digest):
             if stray.digest in await self._metadata.known_blobs([stray.digest]):
                 return False
@@ -192,15 +197,15 @@ class Collector:
             return True
 
     def _next_shards(self) -> Iterable[int]:
-        """Yields the numbers of the next shards to list. If a round takes only some of these numbers, the next round
-        begins with the remaining ones."""
+        """Yields the numbers of the next shards to list. The next round continues after the last number that this round
+        took."""
         for _ in range(SHARDS_PER_ROUND):
             shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shard_count
             yield shard
 
     async def _correct_future_times(self, this_round: _Round) -> None:
-        """Corrects times that were stored while the clock was ahead, if this and earlier rounds have seen times in the
-        future for `CONFIRM_FUTURE_SECONDS`."""
+        """Corrects stored times that are in the future, if each round in the last `CONFIRM_FUTURE_SECONDS` has seen
+        such times."""
         if this_round.dry_run:
             return
         if not await self._metadata.has_future_times():
@@ -219,13 +224,14 @@ class Collector:
             await this_round.note(RemovalKind.TRASH, "", size, "the bytes of blobs that an earlier round has removed")
 
     async def _reclaim_space(self, this_round: _Round) -> None:
-        """Frees the disk space of removed bytes. Other steps count the removals."""
+        """Frees the disk space of removed bytes. Counts nothing, because the steps that remove bytes count the
+        removals."""
         if not this_round.dry_run:
             await self._blobs.reclaim_space()
 
     async def _expire_partials(self, this_round: _Round) -> None:
-        """Removes the partial blobs without recent progress that no process is downloading. Also removes partial blobs
-        from before a restart of the machine, because they may have lost bytes."""
+        """Removes partial blobs that no process is downloading and that made no recent progress. Also removes partial
+        blobs from before a restart of the machine, because a restart may lose some of their bytes."""
         idle_seconds = min(self._expire, IDLE_SECONDS_ON_FULL_DISK) if self._is_full() else self._expire
         before = self._clock() - idle_seconds
         for partial in await self._partials.expire(before, dry_run=this_round.dry_run):
@@ -233,8 +239,8 @@ class Collector:
             await this_round.note(RemovalKind.PARTIAL, partial.digest, partial.size, reason)
 
     async def _remove_stale_uploads(self, this_round: _Round) -> None:
-        """Removes upload sessions without recent progress. Also removes uploaded bytes whose session no longer exists,
-        if they were not written recently."""
+        """Removes upload sessions without recent progress. Also removes uploaded bytes that were not written recently
+        and whose session no longer exists."""
         before = self._clock() - self._expire
         after: StaleUpload | None = None
         while stale := await self._metadata.stale_uploads(before, BATCH_SIZE, after):
@@ -294,9 +300,9 @@ class Collector:
                     await self._note_blob(this_round, entry.digest, entry.size)
 
     async def _remove_blobs(self, this_round: _Round) -> None:
-        """Removes blobs without a link: first the row, then the bytes. The `place` in the row is the key of the bytes
-        in the blob store. These blobs need no grace period: a push of the same blob waits for the lock of the digest,
-        and then stores the bytes again. While a backup is running, leaves the blobs for a later round."""
+        """Removes blobs without a link: first the row, then the bytes. Needs no grace period, because a push of the
+        same blob waits for the lock of the digest, and then stores the bytes again. Removes nothing while a backup is
+        running."""
         if this_round.dry_run:
             await self._preview_blobs(this_round)
             return
@@ -311,7 +317,7 @@ class Collector:
         while entries := await self._metadata.unlinked_blobs(BATCH_SIZE, after):
             after = entries[-1].digest
             for entry in entries:
-                if entry.is_still_unlinked:  # False if the blob has a link again, or was deleted
+                if entry.is_still_unlinked:  # False if the blob was linked again or deleted
                     await self._note_blob(this_round, entry.digest, entry.size)
 
     async def _remove_blob_batch(self, this_round: _Round) -> bool:
@@ -320,7 +326,7 @@ class Collector:
         for entry in entries:
             async with self._locks.hold(entry.digest):
                 place = await self._metadata.drop_blob(entry.digest)
-                if place:  # the place of a blob whose bytes are missing or damaged is empty
+                if place:  # empty if the bytes of the blob are missing or damaged
                     await self._blobs.remove(place)
             if place is not None:
                 await self._note_blob(this_round, entry.digest, entry.size)

@@ -1,15 +1,12 @@
-"""Gets responses that the application has cached, without starting a task and without ASGI messages.
+"""Gets cached responses (*answers*) from the application, and makes their bytes. This is faster than a call of the
+application through ASGI, because it needs no task and no ASGI messages.
 
-An application can have a method `answer_at_once(scope)`. It returns a cached response and the id of the request, or
-None if no response is cached. The server calls it for a request without a body, on a connection that stays open and has
-no other request in progress. If it returns None, the server calls the application through ASGI. An extension in the
-scope of each request tells the application that the server calls this method. A cached response is called an *answer*.
-The bytes of an answer are built only once, except the default headers (with the date) and the request id.
+An application can have a method `answer_at_once(scope)`. The method returns an answer and the id of the request, or
+None if no response is cached. The server calls the method for a request without a body, if the connection stays open
+after the request and no other request is in progress. After None, the server calls the application through ASGI.
 
-Of all requests that arrive in one read from the socket, the server answers at most one from the cache. It answers the
-others in later iterations of the event loop. The reason: uvloop reads from a connection up to 32 times in one
-iteration. If the server answered the requests of all these reads in this iteration, the worker's other connections
-would have to wait. For 2 MiB of requests, the measured wait was a third of a second.
+The server answers from the cache at most one of the requests that arrive in one read from the socket. Without this
+limit, a client that sends many requests at once would delay the worker's other connections.
 """
 
 from __future__ import annotations
@@ -21,8 +18,8 @@ from registry.asgi import Scope
 from registry.server.http1.response_head import STATUS_LINES, Headers, check_response_headers, header_parts
 
 CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
-"""Key in `scope["extensions"]` of each request, if the application has the method `answer_at_once`. Its value is an
-empty dictionary."""
+"""Key in `scope["extensions"]` of each request, if the application has the method `answer_at_once`. The key tells the
+application that the server calls this method. The value is an empty dictionary."""
 
 
 class RenderableAnswer(Protocol):
@@ -34,7 +31,7 @@ class RenderableAnswer(Protocol):
     """Headers after X-Request-Id. One of them is Content-Length. The first call of `render` empties the list."""
     body: bytes
     rendered: Any
-    """None before the first call of `render`. That call makes two parts of the response from the two lists:
+    """None before the first call of `render`. Afterwards a tuple with two parts of the response:
 
     - the bytes after the default headers and before the value of X-Request-Id
     - the bytes after the value of X-Request-Id and before the body"""
@@ -58,8 +55,8 @@ class CachedAnswers:
 
 def render(answer: RenderableAnswer, request_id: str, default_headers: Headers) -> bytes:
     """Returns the bytes of the complete response. Its first headers are `default_headers`. The first call for an answer
-    checks the other headers, and stores their bytes in `answer.rendered`. Raises RuntimeError if one of them is not
-    valid."""
+    checks the answer's own headers, and stores their bytes in `answer.rendered` for later calls. Raises RuntimeError if
+    one of the answer's headers is not valid."""
     if answer.rendered is None:
         check_response_headers(answer.headers_before_id + answer.headers_after_id)
         answer.rendered = (

@@ -1,5 +1,5 @@
-"""`ConnectionContext`: what the objects of one connection share. `WorkerContext`: what all connections of a worker
-process share."""
+"""The objects that all parts of one connection share (`ConnectionContext`), and the objects that all connections of a
+worker process share (`WorkerContext`)."""
 
 from __future__ import annotations
 
@@ -38,38 +38,34 @@ class OpenConnection(EvictableConnection, Protocol):
         ...
 
     def retire(self) -> None:
-        """Makes the connection close after one more response, which has the header `Connection: close`. This last
-        response is:
-
-        - the current response, if it has not started and no further request has arrived.
-        - in all other cases, the response to the first later request that no other request follows when its turn comes.
-
-        An idle connection stays open until its next response. May be called repeatedly."""
+        """Makes the connection close after a response with the header `Connection: close`: the first response that has
+        not started yet, and whose request is the last one that the client has sent so far. An idle connection stays
+        open until its next response. May be called repeatedly."""
         ...
 
     def abort(self) -> None:
-        """Closes the connection immediately. The rest of a response is lost."""
+        """Closes the connection immediately, even in the middle of a response."""
         ...
 
 
 @dataclass(slots=True)
 class WorkerState:
-    """The connections and requests of one worker process. Uvicorn's `ServerState` can take the place of this class, so
-    the attributes have the same names."""
+    """The connections and requests of one worker process. The attributes have the same names as those of Uvicorn's
+    `ServerState`, which can be used instead of this class."""
 
     connections: set[OpenConnection] = field(default_factory=set)
     """The open connections. Each connection adds and removes itself."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """The tasks of the requests in progress."""
     default_headers: Headers = field(default_factory=list)
-    """The headers at the start of every response: the Date header, which the worker updates."""
+    """The first headers of every response. The only one is the Date header, which the worker updates."""
     total_requests: int = 0
     """Number of completed requests."""
 
 
 class Retirement:
-    """Tells whether the worker *retires*: another process has taken its place, and the worker answers only one more
-    request on each connection."""
+    """Tells whether the worker *retires*. A worker retires when another process has taken its place, and then closes
+    each connection after one more response."""
 
     __slots__ = ("_event", "has_begun")
 
@@ -140,13 +136,12 @@ class ConnectionContext:
     client: tuple[str, int] | None
     """Address and port of the peer. None: unknown. An IPv4 address has the form 192.0.2.1, even on an IPv6 socket."""
     proxies: TrustedProxies | None
-    """All trusted reverse proxies, if the peer is one of them or its address is unknown. None: the peer is not a
-    trusted proxy."""
+    """All trusted reverse proxies, if the peer is one of them, or if the peer's address is unknown. Otherwise None."""
 
     @property
     def address_for_limits(self) -> str | None:
-        """The peer's IP address, for limits for each client. None if the address is unknown, or if the peer is a
-        trusted proxy, because a proxy serves many clients."""
+        """The IP address by which limits per client count this connection. None if the address is unknown, or if the
+        peer is a trusted proxy, because a proxy serves many clients."""
         return None if self.proxies is not None or self.client is None else self.client[0]
 
     @property
@@ -158,8 +153,8 @@ class ConnectionContext:
     def for_transport(
         cls, worker: WorkerContext, transport: asyncio.Transport, connection: EvictableConnection
     ) -> Self:
-        """Returns the context of `connection`, a new connection. The unsent budget may evict `connection`: it closes
-        connections whose clients receive nothing, when the budget is used up."""
+        """Returns the context of the new connection `connection`. When the unsent budget is used up, it may evict
+        `connection` if the client receives nothing."""
         is_tls = transport.get_extra_info("sslcontext") is not None
         sock: socket.socket | None = transport.get_extra_info("socket")
         client = None if sock is None else _address(sock.getpeername)

@@ -1,10 +1,10 @@
 """Finds the images in an OCI image layout or in an archive of `docker save` (`find_images`). The layout or archive is a
 `FileSource`: a directory or a tar archive.
 
-Docker before version 25 writes archives of the *old form*. They are not OCI image layouts: they have configs and
-layers, but no manifests. So this module makes a manifest for each image. For the same archive, it always makes the same
-manifests. The config of an image states the digests of its uncompressed layers. This module checks the layers against
-these digests, except layers that are compressed with zstd.
+Docker before version 25 writes archives of the *old form*: they have configs and layers, but no manifests, so they are
+not OCI image layouts. This module generates a manifest for each image of these archives. The same archive always gives
+the same manifests. A config states the digests of its image's uncompressed layers. For archives of the old form, this
+module checks the layers against these digests, except layers that are compressed with zstd.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _GZIP_WBITS: Final = 31
 
 @dataclass(frozen=True, slots=True)
 class FoundImage:
-    """An image in a file source. `names`: the names and tags that the source states for it, such as `team/app:1`; a
-    name that begins with `:` is only a tag."""
+    """An image in a file source. `names`: the names with tags that the source states for the image, such as
+    `team/app:1`. If the source states only a tag, the name begins with the colon, as in `:1`."""
 
     digest: Digest
     media_type: str
@@ -54,9 +54,11 @@ class FoundImage:
 
 @dataclass(slots=True)
 class FoundContent:
-    """The images and other content of a file source. `generated_manifests`: manifests that are not in the source but
-    were made from its content. `file_names`: by digest, the file name of each blob whose file is not named after the
-    digest."""
+    """The images and other content of a file source.
+
+    - `generated_manifests`: the manifests that this module has made, by digest. The source does not contain them.
+    - `file_names`: the names of the files with blobs, by digest. Contains only blobs whose file has another name than
+      `blob_file(digest)`."""
 
     source: FileSource
     images: list[FoundImage] = field(default_factory=list)
@@ -64,7 +66,7 @@ class FoundContent:
     file_names: dict[Digest, str] = field(default_factory=dict)
 
     def file_of(self, digest: Digest) -> str:
-        """Returns the name of the file with a blob."""
+        """Returns the name of the file that contains the blob."""
         return self.file_names.get(digest) or blob_file(digest)
 
     def manifest(self, digest: Digest, media_type: str) -> Manifest | None:
@@ -80,7 +82,8 @@ class FoundContent:
 
 
 def find_images(source: FileSource) -> FoundContent:
-    """Finds the images. For a docker archive of the old form, reads all layers. Blocks. Raises ImageFileFailed."""
+    """Finds the images in `source`. Reads all layers if it is a docker archive of the old form. Blocks. Raises
+    ImageFileFailed."""
     content = FoundContent(source)
     index = read_small(source, INDEX_FILE)
     if index is not None and source.size(LAYOUT_FILE) is not None:
@@ -122,7 +125,8 @@ def _read_layout(content: FoundContent, index: Any) -> None:
 
 
 def _names_of(annotations: Mapping[str, Any]) -> list[str]:
-    """Returns the names that the annotations of an entry state: none or one. Raises TypeError if a name is no text."""
+    """Returns a list with the name that an entry's annotations state. The list is empty if they state none. Raises
+    TypeError if a name is no text."""
     full_name, short_name = annotations.get(IMAGE_NAME_ANNOTATION), annotations.get(REF_NAME_ANNOTATION)
     for key, name in ((IMAGE_NAME_ANNOTATION, full_name), (REF_NAME_ANNOTATION, short_name)):
         if not isinstance(name, str | None):
@@ -141,9 +145,9 @@ def _read_docker_archive(content: FoundContent, images: Any) -> None:
             raise TypeError("it is no list of images")
         entries = [
             (
-                _text(image["Config"], "Config"),
-                _texts(image["Layers"], "Layers"),
-                _texts(image.get("RepoTags") or [], "RepoTags"),
+                _require_text(image["Config"], "Config"),
+                _require_texts(image["Layers"], "Layers"),
+                _require_texts(image.get("RepoTags") or [], "RepoTags"),
             )
             for image in images
         ]
@@ -153,7 +157,7 @@ def _read_docker_archive(content: FoundContent, images: Any) -> None:
     for name in files:
         if content.source.size(name) is None:
             raise ImageFileFailed(f"{content.source.label} is incomplete: it has no file {name}")
-    # Each layer is read once, in the order of the archive.
+    # Each layer file is read once, in the order of the files in the archive.
     layers_by_file = {name: _hash_layer(content.source, name) for name in sorted(files, key=content.source.position)}
     for config_file, layer_files, names in entries:
         config = read_small(content.source, config_file)
@@ -178,14 +182,14 @@ def _read_docker_archive(content: FoundContent, images: Any) -> None:
         content.images.append(FoundImage(digest, OCI_MANIFEST, tuple(names)))
 
 
-def _text(value: object, key: str) -> str:
+def _require_text(value: object, key: str) -> str:
     """Returns the value if it is a text; otherwise raises TypeError."""
     if not isinstance(value, str):
         raise TypeError(f"{key} is no text")
     return value
 
 
-def _texts(value: object, key: str) -> list[str]:
+def _require_texts(value: object, key: str) -> list[str]:
     """Returns the value if it is a list of texts; otherwise raises TypeError."""
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise TypeError(f"{key} is no list of texts")
@@ -218,15 +222,15 @@ def _hash_layer(source: FileSource, name: str) -> _Layer:
     except zlib.error as error:
         raise ImageFileFailed(f"{source.label} is damaged or cut off at {name}: {error}") from error
     digest = f"sha256:{file_hash.hexdigest()}"
-    # A layer with zstd is not decompressed, so its `diff_id` is not known.
+    # A zstd layer is not decompressed here, so its `diff_id` is not known.
     diff_id = digest if not suffix else f"sha256:{uncompressed_hash.hexdigest()}" if decompressor is not None else None
     return _Layer(Descriptor(OCI_LAYER + suffix, Digest(digest), size), diff_id)
 
 
 def _decompress(decompressor: Any, data: bytes, uncompressed_hash: Any) -> Any:
-    """Decompresses `data`, at most `CHUNK_BYTES` at a time, and passes the result to the hash `uncompressed_hash`.
-    Returns the decompressor for the data that follows `data`: a layer may consist of several gzip members, and each
-    member needs a new decompressor."""
+    """Decompresses `data` and adds the result to `uncompressed_hash`. Each step decompresses to at most `CHUNK_BYTES`.
+    Returns the decompressor for the data after `data`. It may be a new one, because a layer may consist of several gzip
+    members, and each member needs a new decompressor."""
     while data:
         uncompressed_hash.update(decompressor.decompress(data, CHUNK_BYTES))
         if decompressor.eof:
@@ -239,9 +243,10 @@ def _decompress(decompressor: Any, data: bytes, uncompressed_hash: Any) -> Any:
 
 
 def _check_diff_ids(source: FileSource, config_file: str, config: bytes, layers: list[_Layer]) -> None:
-    """Raises ImageFileFailed if the digests in the config are not those of the layers."""
+    """Raises ImageFileFailed if the digests that the config states are not the `diff_id`s of the layers, in this order.
+    Accepts any digest for a layer whose `diff_id` is not known."""
     try:
-        stated_digests = _texts(json.loads(config)["rootfs"]["diff_ids"], "diff_ids")
+        stated_digests = _require_texts(json.loads(config)["rootfs"]["diff_ids"], "diff_ids")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ImageFileFailed(f"{source.label}: the config {config_file} states no layers") from error
     if len(stated_digests) != len(layers):

@@ -42,7 +42,7 @@ from storage.names import Digest, UploadID
 from storage.running_digest import start_digest
 
 SMALL_BLOB_BYTES = 64 * 1024
-"""If the bytes to read (a blob or a span of it) are at most this many, `open` reads them into memory at once."""
+"""`open` reads a blob, or a span of a blob, into memory if it has at most this many bytes."""
 
 
 class FileBlobStore:
@@ -62,14 +62,14 @@ class FileBlobStore:
         self._hasher = UploadHasher(disk)
 
     def close(self) -> None:
-        """Closes the store's descriptor of the data directory. Callers close the blob readers and upload sessions."""
+        """Closes the store's descriptor of the data directory. Does not close blob readers and upload sessions."""
         self._opener.close()
 
     async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> FileBlobReader | SmallBlobReader:
-        """Opens the blob's file. If the span (None: the blob) has at most `SMALL_BLOB_BYTES`, also reads it and closes
-        the file. Opens and reads on the event loop if the kernel has the file cached, otherwise in a thread. If this
-        process has no permission to read the file, logs a warning (`warn_unreadable`). Raises RangeInvalid,
-        BytesMissing, StorageFailed."""
+        """Returns a reader of the bytes in `span` (None: of the whole blob). If these are at most `SMALL_BLOB_BYTES`,
+        reads them into memory and closes the blob's file. Otherwise the reader keeps the file open. Opens and reads on
+        the event loop if the kernel has the file cached, otherwise in a thread. If this process has no permission to
+        read the file, logs a warning (`warn_unreadable`). Raises RangeInvalid, BytesMissing, StorageFailed."""
         offsets = span.to_offsets(size) if span else (0, size)
         descriptor = Descriptor(BLOB_TYPE, digest, size)
         try:
@@ -99,10 +99,10 @@ class FileBlobStore:
             future.add_done_callback(_close_opened)
             raise
 
-    async def _read_small(self, fd: int, descriptor: Descriptor, span: tuple[int, int]) -> bytes:
-        """Returns the bytes of the span (start and end offset) and closes `fd`. Raises StorageFailed if they cannot be
-        read, or if the file ends before the end of the span."""
-        start, length = span[0], span[1] - span[0]
+    async def _read_small(self, fd: int, descriptor: Descriptor, offsets: tuple[int, int]) -> bytes:
+        """Reads the bytes between the start and the end offset, and closes `fd`. Raises StorageFailed if the bytes
+        cannot be read, or if the file ends before the end offset."""
+        start, length = offsets[0], offsets[1] - offsets[0]
         try:
             with as_storage_errors():
                 data = read_cached(fd, start, length)
@@ -123,8 +123,8 @@ class FileBlobStore:
     async def take_over(self, upload: UploadID, check: Callable[[int], None] | None = None) -> ClaimedUploadFile:
         """Takes the session over: the caller becomes its *owner*, and the previous owner may no longer write to it.
         Before the takeover, calls `check` in a thread with the number of stored bytes. If `check` raises an error, the
-        owner keeps the session, and this call raises the same error. A cancelled call leaves no file open, but may have
-        taken the session over. Raises BlobUploadUnknown, StorageFull, StorageFailed."""
+        previous owner keeps the session, and this call raises the same error. A cancelled call leaves no file open, but
+        may have taken the session over. Raises BlobUploadUnknown, StorageFull, StorageFailed."""
         directory = self._disk.layout.upload(upload)
 
         def check_and_take() -> ClaimedUploadFile:
@@ -136,8 +136,8 @@ class FileBlobStore:
         return await result_or_close(self._disk.run(check_and_take), ClaimedUploadFile.release)
 
     async def upload_size(self, upload: UploadID) -> int:
-        """Returns the number of bytes that the session has stored; 0 for an unknown id, and for bytes that the disk
-        cannot read."""
+        """Returns the number of bytes that the session has stored. Returns 0 if the id is unknown, or if the disk
+        cannot read the session's directory or file."""
         directory = self._disk.layout.upload(upload)
 
         def read_size() -> int:
@@ -148,8 +148,8 @@ class FileBlobStore:
         return await self._disk.run(read_size)
 
     async def discard_upload(self, upload: UploadID) -> None:
-        """Deletes a session's bytes, even while a request is writing to the session. Keeps bytes that the disk cannot
-        read."""
+        """Deletes a session's directory and file, even while a request is writing to the session. Keeps both if the
+        disk cannot read one of them."""
         directory = self._disk.layout.upload(upload)
 
         def discard() -> None:
@@ -168,8 +168,8 @@ class FileBlobStore:
             except OSError as error:
                 if error.errno not in DISK_FULL_ERRNOS:
                     raise
-                # If the session has a directory but no file, `take_over` cannot create the file on the full disk. It is
-                # then enough to delete the empty directory.
+                # The disk is full. If the session has a directory but no file, `take_over` could not create the file.
+                # Deleting the empty directory is then enough.
                 with suppress(OSError):  # the directory is not empty
                     self._disk.system.rmdir(directory)
                 return
@@ -180,8 +180,8 @@ class FileBlobStore:
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:
         """Returns the sessions that have a directory, and when each last changed (seconds since 1970). Corrects times
-        in the future (`repair_write_time`). Leaves out sessions whose directory or file the disk cannot read,
-        because `discard_upload` could not delete them."""
+        in the future (`repair_write_time`). Leaves out sessions that `discard_upload` keeps because the disk cannot
+        read their directory or file."""
 
         def scan() -> list[tuple[UploadID, float]]:
             uploads = []
@@ -196,16 +196,15 @@ class FileBlobStore:
         return await self._disk.run(scan)
 
     def prepare_link(self, fd: int, digest: Digest, size: int) -> LinkedFile:
-        """Returns an object whose `publish` makes a hard link to the open file `fd`, instead of a copy. The caller has
-        to verify the bytes of the file before it calls `publish`. Raises LinkRefused if the file is not a regular file,
-        is on another file system, or can be changed by another user."""
+        """Prepares to store a blob without copying it: as a hard link to the open file `fd`. Before the caller calls
+        `publish` of the result, it has to verify the bytes of the file. Raises LinkRefused if the file is not a regular
+        file, is on another file system, or can be changed by another user."""
         return LinkedFile(self._disk, fd, digest, size)
 
     async def remove(self, place: str) -> None:
-        """Deletes a blob by moving its file to the trash directory. Does nothing if `place` is empty, as for a damaged
-        blob, or if the inode of the file cannot be read. If the path of the data directory no longer leads to the
-        directory that this process opened, removes nothing and raises DataDirectoryReplaced, because the file could
-        belong to another data directory."""
+        """Deletes a blob by moving its file to the trash directory. Does nothing if `place` is empty (the bytes are
+        missing or damaged) or the inode of the file cannot be read. Raises DataDirectoryReplaced, and removes nothing,
+        if the path of the data directory no longer leads to the directory that this process opened."""
         if not place:
             return
         path = self._disk.layout.path_of(place)
@@ -225,8 +224,11 @@ class FileBlobStore:
         return await self._disk.run(self._trash.size)
 
     async def stored_sizes(self, places: Sequence[str]) -> list[int | None]:
-        """Returns for each place the size of its file in bytes; None if the place has no regular file; `UNREADABLE` if
-        the file cannot be opened because it is damaged or because this process has no permission."""
+        """Returns for each place:
+
+        - None if there is no regular file at the place.
+        - `UNREADABLE` if the file is damaged, or this process has no permission to open the file.
+        - otherwise the size of the file in bytes."""
 
         def size_at(place: str) -> int | None:
             path = self._disk.layout.path_of(place)
@@ -246,8 +248,8 @@ class FileBlobStore:
         return await self._disk.run(lambda: [size_at(place) for place in places])
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
-        """Returns the blobs in one *shard*: one of the `shard_count` directories that contain the blob files. `number`:
-        0 to `shard_count` - 1. If the inode of a file cannot be read, logs a warning (`skip_unreadable`), and returns
+        """Returns the blobs in the shard `number` (0 to `shard_count` - 1). A *shard* is one of the directories that
+        contain the blob files. If the inode of a file cannot be read, logs a warning (`skip_unreadable`), and returns
         the blob with the size `UNREADABLE`. If this process has no permission to list the directory, logs a warning and
         raises BytesForbidden. Raises StorageFailed."""
         path = self._disk.layout.shard(number)
@@ -278,9 +280,9 @@ class FileBlobStore:
     async def check(
         self, digest: Digest, size: int, place: str, on_read: OnRead, *, from_disk: bool = False
     ) -> ContentCheck:
-        """Reads and hashes the blob's file in a thread, part by part. `from_disk`: whether to read all bytes from the
-        disk, even if the kernel has them cached. Raises BytesMissing, BytesForbidden, StorageFailed, and the errors of
-        `on_read`."""
+        """Checks the blob's file against `digest` and `size`. Reads the file in parts, in a thread, and calls `on_read`
+        after each part. `from_disk`: whether to read all bytes from the disk, even if the kernel has them cached.
+        Raises BytesMissing, BytesForbidden, StorageFailed, and the errors of `on_read`."""
         file_check = FileCheck(self._disk.layout.path_of(place), digest, size, from_disk=from_disk)
         try:
             while count := await self._disk.run(file_check.read_part):
@@ -290,8 +292,8 @@ class FileBlobStore:
             file_check.close()
 
     async def version(self, place: str) -> str | None:
-        """Returns a text that identifies the file at `place` and its bytes (`version_at_path`). The text changes when
-        the file is replaced. Returns None if there is no file."""
+        """Returns a text that changes when the file at `place` is replaced or written to (`version_at_path`). Returns
+        None if there is no file."""
         return await self._disk.run(lambda: version_at_path(self._disk.layout.path_of(place)))
 
     def quarantine_place(self, digest: Digest) -> str:

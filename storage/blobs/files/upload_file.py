@@ -1,8 +1,9 @@
-"""The file of one upload session, and how a request takes the session over from another request (`UploadFile`).
+"""The file with the bytes of one upload session (`UploadFile`). A request can take the session over from another
+request.
 
 The bytes are in the file `uploads/UUID/GENERATION`. The *owner* of a session is the request that may write to the file.
-A request that takes the session over renames the file to the next generation number. The previous owner then does not
-find the file under the old name any more, and stops.
+A request that takes the session over renames the file to the next generation number. The previous owner then no longer
+finds the file under the old name, and stops.
 
 Each write and each rename holds the file's lock, and first checks that the file has not been renamed. So the previous
 owner cannot change a byte after the rename. The new owner does not wait until the previous owner stops, because the
@@ -26,8 +27,9 @@ PIECE_BYTES = 1024 * 1024
 
 
 class UploadFile:
-    """An upload session's open file, as one owner uses it. All methods block and raise OSError. After a newer owner has
-    taken the session over, methods raise BlobUploadInvalid unless their docstring says otherwise."""
+    """The open file of an upload session. Each owner of the session has its own `UploadFile`. All methods block and may
+    raise OSError. After a newer owner has taken the session over, methods raise BlobUploadInvalid unless their
+    docstring says otherwise."""
 
     def __init__(self, system: System, path: Path, fd: int) -> None:
         """`path`: path of the file, whose name is the generation number of this owner. `fd`: the file's descriptor,
@@ -39,9 +41,9 @@ class UploadFile:
 
     @classmethod
     def create(cls, system: System, directory: Path) -> UploadFile:
-        """Creates the directory and the first file of a session. Called when the session's first bytes are to be
-        written; until then, a new session has no directory and no file. If the directory exists already, another
-        request has taken the session over (`take_over`): raises BlobUploadInvalid."""
+        """Creates the directory and the first file of a session. A new session has neither until its first write.
+        Raises BlobUploadInvalid if the directory exists already, because another request has then taken the session
+        over."""
         path = directory / "1"
         try:
             system.mkdir(directory)
@@ -102,7 +104,7 @@ class UploadFile:
             raise BlobUploadInvalid("a newer request has taken this upload over")
 
     def size(self) -> int:
-        """Returns the number of bytes in the file, also after a takeover."""
+        """Returns the number of bytes in the file. Works also after a takeover."""
         return os.fstat(self._fd).st_size
 
     def append(self, chunks: Sequence[bytes | memoryview], offset: int) -> int:
@@ -116,13 +118,14 @@ class UploadFile:
             self._system.truncate(self._fd, size)
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Returns the `length` bytes at `offset`, or fewer if the file has fewer."""
+        """Returns the `length` bytes at `offset`, or fewer if the file ends earlier."""
         with self._locked_as_owner():
             return os.pread(self._fd, length, offset)
 
     def read_pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yields the bytes from `start` up to, but without, `stop`, in pieces. Stops earlier if the file ends earlier.
-        Does not hold the file's lock, but checks before each piece that this owner still has the session."""
+        """Yields the bytes from the offset `start` to the offset `stop` (exclusive) in pieces. Stops earlier if the
+        file ends earlier. Does not hold the file's lock, but checks before each piece that no newer owner has taken the
+        session over."""
         while start < stop:
             self._check_owner()
             piece = os.pread(self._fd, min(PIECE_BYTES, stop - start), start)
@@ -136,8 +139,8 @@ class UploadFile:
         self._system.sync(self._fd)
 
     def publish(self, target: Path) -> None:
-        """Moves the synced file durably to `target`, the path of the blob's file, and deletes the session's directory.
-        Replaces a file that is already at `target`."""
+        """Moves the file durably to `target`, the path of the blob's file, and deletes the session's directory.
+        Replaces a file that is already at `target`. The caller has to call `sync` first."""
         with self._locked_as_owner():
             self._system.rename(self.path, target)
             self._published = True
@@ -169,8 +172,8 @@ class UploadFile:
 
 
 def _create_file(system: System, path: Path) -> int:
-    """Creates the first file of a session and returns its descriptor. If that fails, for example because the disk has
-    no inode left, removes the directory if it is empty. Raises OSError."""
+    """Creates the first file of a session and returns the file's descriptor. If this fails, for example because the
+    disk has no inode left, removes the session's directory if it is empty. Raises OSError."""
     try:
         return system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     except OSError:

@@ -11,11 +11,11 @@ whole reserve (`ReserveUse.ALL`).
 - The *collect queue* lists the links and blobs that garbage collection may have to remove.
 - `place` is the key under which the blob store has the bytes of a blob.
 - `by` is the client for which a change is made. The audit log names it.
-- `before` is a time in seconds since 1970. Garbage collection calls the methods with this parameter. The methods leave
-  out links that were queued or used after this time, upload sessions that made progress after this time, and manifests
-  that were deleted after this time.
+- `before` is a time in seconds since 1970. Garbage collection calls the methods with this parameter. The methods ignore
+  links that were queued or used after this time, upload sessions that made progress after this time, and manifests that
+  were deleted after this time.
 - `sparse` means that a manifest is mirrored: it comes from an upstream registry, and the repository may lack content
-  that it refers to.
+  that the manifest refers to.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class SqliteMetadata:
         or through other indexes."""
         self._clock = clock
         self.on_mirrored: Callable[[], None] = lambda: None
-        """Called after content was stored that may have come from an upstream: after `put_manifest` with `sparse`, and
-        after each `add_blob_without_upload`, even if a client has pushed the blob."""
+        """Called after each `put_manifest` with `sparse` and each `add_blob_without_upload`, because these may have
+        stored content from an upstream."""
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
         return self._cache.look_up(bytes_of_row, lookups.blob, repo, digest)
@@ -148,14 +148,14 @@ class SqliteMetadata:
         whether the mirror downloaded the blob from an upstream."""
         now = self._clock()
 
-        def adopt(db: apsw.Connection) -> bool:
+        def add(db: apsw.Connection) -> bool:
             if is_fill:
                 event_tables.add_blob_event(db, EventAction.FILL, repo, digest, size, MIRROR_ACTOR, now)
             elif by is not None:
                 event_tables.add_blob_event(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
             return blob_changes.add_blob_without_upload(db, repo, digest, size, place, now)
 
-        if await self._writer.run(adopt):
+        if await self._writer.run(add):
             log.warning(_BLOB_REPAIRED, digest, repo)
         self.on_mirrored()
 
@@ -190,8 +190,8 @@ class SqliteMetadata:
 
     async def save_upload(self, upload: UploadID, offset: int, state: bytes | None, boot: str) -> None:
         """Stores the progress of an upload session. `offset`: the number of bytes that have arrived. `state`: the state
-        of the digest's computation after these bytes. `boot`: the id of the machine's boot in which these bytes were
-        written."""
+        of the digest's computation after these bytes; None if it was not saved. `boot`: the id of the machine's boot in
+        which these bytes were written."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.save_upload(db, upload, offset, state, boot, now), durable=False)
 
@@ -245,8 +245,9 @@ class SqliteMetadata:
         restorable: bool = True,
         is_immutable: IsImmutable = nothing_immutable,
     ) -> None:
-        """Deletes the manifest and all its tags. `restorable`: whether to keep the manifest so that it can be put back.
-        If the manifest has very many tags, a cancelled call may have deleted some of its tags, but not the manifest."""
+        """Deletes the manifest and all its tags. `restorable`: whether the manifest can be put back until garbage
+        collection removes it. If the manifest has very many tags, a cancelled call may have deleted some of its tags,
+        but not the manifest."""
         deletion = ManifestDeletion(repo, digest, by, self._clock, is_immutable)
         await deletion.run(self._writer, self._scans, self._needing_tags_lock, restorable=restorable)
 
@@ -294,8 +295,8 @@ class SqliteMetadata:
         return await self._scans.run(lambda db: lookups.referrer_page(db, *arguments, limit=limit))
 
     async def queued_links(self, before: float, limit: int, after: QueuedLink | None = None) -> list[QueuedLink]:
-        """Returns at most `limit` links that were put into the collect queue, at the time `before` or earlier, because
-        no manifest of the repository referred to the blob."""
+        """Returns at most `limit` links that entered the collect queue at the time `before` or earlier. A link enters
+        the queue when no manifest of its repository refers to the blob."""
         return blob_changes.queued_links(self._db, before, limit, after)
 
     async def preview_link(self, entry: QueuedLink, before: float) -> LinkPreview:
@@ -303,8 +304,8 @@ class SqliteMetadata:
         return await self._scans.run(lambda db: blob_changes.preview_link(db, entry, before))
 
     async def unlinked_blobs(self, limit: int, after: Digest | None = None) -> list[UnlinkedBlob]:
-        """Returns at most `limit` blobs that were put into the collect queue because no repository had a link to
-        them."""
+        """Returns at most `limit` blobs of the collect queue. A blob enters the queue when no repository has a link to
+        it."""
         return blob_changes.unlinked_blobs(self._db, limit, after)
 
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
@@ -360,9 +361,8 @@ class SqliteMetadata:
         )
 
     async def _existing_values(self, values: Sequence[S], *, table: str, column: str) -> set[S]:
-        """Returns the `values` that occur in the column of the table. There may be tens of thousands of values. Each
-        lookup releases the global interpreter lock, and waits up to 5 ms to get it again if another thread has it. So
-        the event loop looks up only a few values, and a thread looks up more."""
+        """Returns the `values` that occur in the column of the table. More than a few values are looked up in a thread,
+        because each lookup may wait 5 ms until another thread releases the global interpreter lock."""
         if len(values) <= _LOOKUPS_ON_LOOP:
             return lookups.existing_values(self._db, table, column, values)
         existing: set[S] = set()

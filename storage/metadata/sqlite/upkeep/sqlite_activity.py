@@ -1,6 +1,6 @@
 """Stores the server's activity in the metadata database (`SqliteActivityLog`): the numbers of pulls, pushes, cache
 hits, cache misses, fetched bytes and saved bytes. *Fetched* bytes were downloaded from an upstream registry. *Saved*
-bytes were sent from the cache, without a download. There is one row for each hour."""
+bytes were sent from the cache, without a download. Each row has the numbers of one hour."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ INSERT INTO activity_hour (start, pulls, pushes, hits, misses, fetched_bytes, sa
 _BUCKETS: Final = """
 SELECT start / ?2 * ?2 AS bucket, sum(pulls), sum(pushes), sum(hits), sum(misses), sum(fetched_bytes), sum(saved_bytes)
   FROM activity_hour WHERE start >= ?1 GROUP BY bucket ORDER BY bucket"""
-"""Adds up the hours from the time ?1 on, in buckets of ?2 seconds. The integer division rounds down."""
+"""Adds up the numbers of the hours that start at the time ?1 or later, in buckets of ?2 seconds. `start / ?2 * ?2` is
+the start of a bucket, because the integer division rounds down."""
 
 
 class SqliteActivityLog:
-    """Implements `storage.activity.ActivityLog`, which describes the methods. Reads run on the event loop. They are
-    short, because there are less than a thousand rows."""
+    """Implements `storage.activity.ActivityLog`, which describes the methods. Reads run on the event loop, because the
+    table has less than a thousand rows."""
 
     def __init__(self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase) -> None:
-        """Reads with `db` and changes through `writer`; an `ImmutableDatabase` refuses changes."""
+        """`db` runs the reads, `writer` runs the changes. An `ImmutableDatabase` refuses every change."""
         self._db = db
         self._writer = writer
 
@@ -44,12 +45,12 @@ class SqliteActivityLog:
             *(activity.fetched_bytes, activity.saved_bytes),
         )
 
-        def add(db: apsw.Connection) -> None:
+        def write(db: apsw.Connection) -> None:
             db.execute(_ADD, row)
             db.execute("DELETE FROM activity_hour WHERE start < ?", (start - KEEP_SECONDS,))
 
         # `ReserveUse.NONE`: on a full disk, statistics must not use the reserved space that deletions need.
-        await self._writer.run(add, durable=False, reserve_use=ReserveUse.NONE)
+        await self._writer.run(write, durable=False, reserve_use=ReserveUse.NONE)
 
     async def buckets(self, since: float, seconds: int) -> list[ActivityBucket]:
         assert seconds % HOUR_SECONDS == 0
