@@ -161,8 +161,8 @@ class Entrepot(FastAPI):
 
     def release(self) -> None:
         """Drops the service of an application that has ended, so that the service's caches are freed. The application
-        itself may stay in memory for ever, because the worker excludes objects from Python's garbage collection
-        (`gc.freeze`)."""
+        itself may stay in memory for ever, because the worker excludes all objects that exist at its start from
+        Python's garbage collection (`gc.freeze`)."""
         self._service = None
         self._app_outside_v2 = _refuse_after_end
 

@@ -36,7 +36,7 @@ class TooManyHeaderLines(ValueError):
 
 class NoCookies(CookieJar):
     """A cookie jar for httpx2 that stores and sends no cookies, and does not parse the cookies of a response. Parsing
-    would take even longer than for other headers. A `CookieJar` parses cookies even if its policy refuses all of
+    cookies takes even longer than parsing other headers. A `CookieJar` parses cookies even if its policy refuses all of
     them."""
 
     def extract_cookies(self, response: HTTPResponse, request: Request) -> None:
@@ -74,6 +74,7 @@ def _is_interim(lines: list[bytearray]) -> bool:
     return status_line.startswith(b"HTTP/") and status_line.partition(b" ")[2].startswith(b"1")
 
 
-# h11 has no setting for the class of the buffer. If a version of h11 renames this class, the assertion fails.
+# h11 has no setting for the class of the buffer. If a version of h11 renames this class, the import of this module
+# fails.
 assert h11._connection.ReceiveBuffer is ReceiveBuffer  # type: ignore[attr-defined]
 h11._connection.ReceiveBuffer = _LimitedBuffer  # type: ignore[attr-defined]

@@ -144,8 +144,8 @@ class Accounts(Protocol):
         ...
 
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
-        """Removes the account with its tokens, group memberships and grants. `keep_admin`: if True, raises LastAdmin
-        instead of removing the last enabled admin."""
+        """Removes the account with its tokens, group memberships and grants, so that a later account of the same name
+        does not get them. `keep_admin`: if True, raises LastAdmin instead of removing the last enabled admin."""
         ...
 
     # Groups
@@ -292,7 +292,7 @@ class Accounts(Protocol):
         ...
 
     async def ensure_key(self, make_key: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
-        """Returns the key that signs new tokens. If there is no key, calls `make_key` in another thread, and stores and
+        """Returns the key that signs new tokens. If there is none, calls `make_key` in another thread, and stores and
         returns the result. Calls in several processes at the same time return the same key."""
         ...
 

@@ -5,8 +5,9 @@ error. Content is *damaged* if its stored bytes are missing or do not have its d
 its right bytes are stored again.
 
 The *place* of a blob is the key of its bytes in the blob store. The row of a blob contains the place. When a blob is
-marked as damaged, its row stays, but loses the place: no repository serves the blob any more. When a manifest is marked
-as damaged, its row stays, but the body moves from the row to the record of the damage.
+marked as damaged, its row and its links (the rights of repositories to serve it) stay, but the row loses the place: no
+repository serves the blob any more. When a manifest is marked as damaged, its row stays, but the body moves from the
+row to the record of the damage.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ _STAR_AND_TEXT: Final = re.compile(r"(\*\*?)([^*]*)")
 _END: Final = "\n"
 """Character that marks the end of a pattern in an automaton. No name contains it."""
 _BITS_PER_OPERATION: Final = 1024
-"""Size of an integer up to which an operation on the integer takes about as long as any other operation in Python. On a
-larger integer, the time grows with the number of bits."""
+"""Size of an integer, in bits, up to which an operation on the integer takes about as long as any other operation in
+Python. On a larger integer, the time grows with the number of bits."""
 MIN_SHARED_CHARACTERS: Final = 4096
 """Equal sets of patterns share a matcher (`SharedMatcher`) if a set has at least this number of characters in total. A
 matcher takes about ten bytes of memory per character, so sharing smaller matchers would save little."""

@@ -20,7 +20,7 @@ from storage.names import Digest, RepositoryName, Tag
 MAX_PAGE_TAGS: Final = 200
 """Largest number of tags on a page."""
 MAX_SORTED_BY_SIZE: Final = 2_000
-"""Largest number of tags that a call sorts by size."""
+"""Largest number of tags that a call sorts by size. The limit exists because each size is the sum over a tree."""
 MAX_TREE_MANIFESTS: Final = 200
 """Largest number of manifests that a call reads in one tree. `ManifestFacts.stored_bytes` is None for a larger tree."""
 MAX_READ_MANIFESTS: Final = 20_000

@@ -11,8 +11,8 @@ _PRE_RELEASE: Final = re.compile(r"[-._~]?(?:alpha|beta|dev|pre|preview|rc|snaps
 """Matches a piece that names a pre-release, such as `-rc`, and has no other text."""
 _LEADING_V: Final = re.compile(r"[vV](?=[0-9])")
 _PRE_RELEASE_MARK, _END_MARK, _TEXT_MARK, _NUMBER_MARK = "\x00", "\x01", "\x02", "\x03"
-"""The first character of each part of a key. The parts sort in this order: `1.0-rc1` (pre-release), `1.0` (end of the
-tag), `1.0-alpine` (text). No tag contains these characters. They sort before all characters of tags."""
+"""The first character of each part of a key. The parts sort in this order: pre-release (`1.0-rc1`), end of the tag
+(`1.0`), text (`1.0-alpine`), number. No tag contains these characters. They sort before all characters of tags."""
 
 
 def version_key(tag: str) -> str:

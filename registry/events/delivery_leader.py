@@ -43,7 +43,7 @@ def event_readers(settings: Settings) -> list[EventReader]:
 
 
 def registry_address(settings: Settings) -> str:
-    """Returns the URL of the registry that events state as their source."""
+    """Returns the registry's URL, which events state as their source."""
     scheme = "http" if settings.tls.certificate is None else "https"
     return settings.public_url or f"{scheme}://{settings.listen}"
 

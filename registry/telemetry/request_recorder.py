@@ -31,7 +31,7 @@ class RecordedEnd(Protocol):
     """How a request ended (`registry.server.connection.request_reports.RequestEnd`). `status`: 0 if no response was
     begun. `received_bytes`: size of the request's body. `sent_bytes`: size of the response's body. `seconds`: time
     since the head of the request was received. `is_complete`: whether the whole response was sent. `reason`: why the
-    server has refused the request without calling the application; otherwise empty."""
+    server itself has refused the request; empty if the server has not refused the request."""
 
     @property
     def status(self) -> int: ...

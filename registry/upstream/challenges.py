@@ -10,6 +10,8 @@ that an endpoint cannot make this server send the password to a foreign server. 
 - The realm is https, and its registrable domain (such as `docker.io`) is that of an endpoint or of the upstream's name:
   allowed, but may get the password only on the endpoint's port or on port 443.
 - Any other realm: refused.
+
+The ports are limited because a service on another port may belong to somebody else.
 """
 
 from __future__ import annotations
@@ -115,8 +117,9 @@ class RealmPolicy:
     """Decides which realms (URLs of token services) may be used for one upstream."""
 
     def __init__(self, settings: Upstream, endpoints: list[str], configured_name: str | None = None) -> None:
-        """`endpoints`: the URLs of the upstream. `configured_name`: the upstream's name in the settings; None:
-        `settings.name`. For an import, `settings.name` is made up, such as `import-ghcr-io`."""
+        """`endpoints`: the URLs of the upstream. `configured_name`: the upstream's name in the settings, whose
+        registrable domain counts as the upstream's own; None: `settings.name`. For an import, `settings.name` is made
+        up, such as `import-ghcr-io`."""
         self._name = settings.name
         self._listed_realms = settings.realms
         self._own_domains = {

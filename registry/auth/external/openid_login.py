@@ -148,7 +148,7 @@ class OpenIDLogin:
         """
         attempt = self._attempts.begin(redirect_uri, return_path)
         try:
-            url = await self._provider.login_url(attempt)
+            url = await self._provider.authorization_url(attempt)
         except ProviderUnavailable as error:
             raise _log_provider_unavailable(error) from None
         return url, await self._attempts.seal(attempt)

@@ -33,8 +33,8 @@ ID_TOKEN_LEEWAY_SECONDS: Final = 10.0
 MAX_ID_TOKEN_CHARACTERS: Final = 64 * 1024
 """The longest ID token that is verified."""
 _REFUSAL_STATUSES: Final = (400, 401, 403)
-"""The HTTP statuses with which a provider refuses an authorization code or the login of this registry as a client (400
-and 401: RFC 6749, 5.2)."""
+"""The HTTP statuses with which a provider refuses an authorization code or the client authentication of this registry
+(400 and 401: RFC 6749, 5.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def parse_metadata(body: bytes, issuer: str) -> ProviderMetadata:
     )
 
 
-def login_url(
+def authorization_url(
     metadata: ProviderMetadata,
     *,
     client_id: str,
@@ -92,8 +92,8 @@ def login_url(
     nonce: str,
     verifier: str,
 ) -> str:
-    """Returns the URL to which the browser goes for a login. The URL contains the S256 hash of `verifier`, but not
-    `verifier` itself (RFC 7636, 4.2)."""
+    """Returns the authorization URL, to which the browser goes for a login. The URL contains the S256 hash of
+    `verifier`, but not `verifier` itself (RFC 7636, 4.2)."""
     client = OAuth2Client(None, client_id=client_id, scope=scope, code_challenge_method="S256")
     url: str
     url, _ = client.create_authorization_url(
@@ -121,7 +121,7 @@ def token_request(
 
 def parse_token_response(status: int, body: bytes) -> str:
     """Returns the ID token in the provider's response to `token_request`. The caller must verify the token. Raises
-    CodeRefused if the provider refuses the authorization code or the login of this registry as a client. If the
+    CodeRefused if the provider refuses the authorization code or the client authentication of this registry. If the
     response is not usable for another reason, raises ProviderUnavailable."""
     unusable_error = ProviderUnavailable(f"it sent no ID token for an authorization code (status {status})")
     if status not in (200, *_REFUSAL_STATUSES):
@@ -153,7 +153,8 @@ async def verify_id_token(
     - `keys`: the provider's keys. If the keys are not cached, this function waits until they are fetched.
     - `issuer`: the provider that must have made the token.
     - `client_id`: the client for which the provider must have made the token.
-    - `nonce`: the random value that the token must contain, and that the login URL contained (`login_url`).
+    - `nonce`: the random value that the token must contain, and that the authorization URL contained
+      (`authorization_url`).
     - `now`: seconds since 1970.
 
     Raises IDTokenInvalid if the token is not valid, and ProviderUnavailable if the keys cannot be fetched.

@@ -81,10 +81,10 @@ class OpenIDProvider:
             self._key_sets = {url: FetchedKeySet(url, fetch, self._clock)}
         return self._key_sets[url]
 
-    async def login_url(self, attempt: LoginAttempt) -> str:
+    async def authorization_url(self, attempt: LoginAttempt) -> str:
         """Returns the URL of the provider's login page for a login attempt. Raises ProviderUnavailable if the metadata
         is not available."""
-        return self._protocol.login_url(
+        return self._protocol.authorization_url(
             await self.get_metadata(),
             client_id=self.client_id,
             redirect_uri=attempt.redirect_uri,
@@ -97,10 +97,10 @@ class OpenIDProvider:
     async def redeem(self, code: str, verifier: str, redirect_uri: str) -> str:
         """Exchanges an authorization code for an ID token, and returns the token, which the caller must verify.
 
-        - `verifier`: the secret whose hash the login URL contained (PKCE, RFC 7636).
-        - `redirect_uri`: the URL of this registry that the login URL contained.
+        - `verifier`: the secret whose hash the authorization URL contained (PKCE, RFC 7636).
+        - `redirect_uri`: the URL of this registry that the authorization URL contained.
 
-        Raises CodeRefused if the provider refuses the code or this registry's login as a client. Raises
+        Raises CodeRefused if the provider refuses the code or the client authentication of this registry. Raises
         ProviderUnavailable if the request cannot be sent or gets no usable response."""
         metadata = await self.get_metadata()
         form, headers = self._protocol.token_request(
@@ -118,7 +118,7 @@ class OpenIDProvider:
         return self._protocol.parse_token_response(status, body)
 
     async def verify(self, text: str, *, nonce: str, now: float) -> Mapping[str, Any]:
-        """Verifies the ID token `text` and returns its claims. `nonce` is the random value that the login URL
+        """Verifies the ID token `text` and returns its claims. `nonce` is the random value that the authorization URL
         contained. `now` is in seconds since 1970. Raises IDTokenInvalid if the token is not valid, and
         ProviderUnavailable if the metadata or the keys are not available."""
         return await self._protocol.verify_id_token(

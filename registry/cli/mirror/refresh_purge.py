@@ -67,9 +67,9 @@ async def purge_reference(
     everything: bool,
     force: bool = False,
 ) -> str:
-    """Deletes the cached tags and manifests of an image. Returns the result as a text for the user. `grace`: the
-    number of seconds after which garbage collection may delete the blobs. The other parameters and the errors are those
-    of `purge_image`."""
+    """Deletes the cached tags and manifests of an image; with `everything`, those of its whole repository. Returns the
+    result as a text for the user. `grace`: the number of seconds after which garbage collection may delete the blobs.
+    The other parameters and the errors are those of `purge_image`."""
     by = operator_actor()
     try:
         result = await purge_image(router, stored, image, data=data, by=by, everything=everything, force=force)

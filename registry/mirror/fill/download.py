@@ -42,7 +42,7 @@ from storage.partials import Partial
 log = logging.getLogger("registry.mirror")
 
 SINGLE_REQUEST_BYTES: Final = 8 * MIB
-"""A download with fewer missing bytes than this uses only one request."""
+"""A download with fewer missing bytes than this uses only one request, because more would not make it faster."""
 PROGRESS_POLL_SECONDS: Final = 0.02
 """Time between two checks of the progress while requests are running."""
 DEMAND_POLL_SECONDS: Final = 0.1
@@ -54,7 +54,7 @@ _FINAL_ERRORS: Final = (PartialBlobLost, StorageFull, StorageFailed, BlobLengthW
 
 
 class NoClients(Exception):
-    """The fill was stopped before it had the whole blob, because no client waits for the blob."""
+    """No client waits for the blob, and the fill was stopped before it had the whole blob."""
 
 
 class Download:

@@ -206,7 +206,7 @@ class Warmer:
     ) -> None:
         """Adds `blobs` to `image_blobs`, except for `foreign` layers, which registries do not serve. Looks up which
         blobs are stored. Call this before any blob of the image is requested, because the first request makes the
-        mirror prefetch the other blobs."""
+        mirror prefetch the other blobs, which would then count as already stored."""
         stored = await self._find_stored([blob.digest for blob in blobs])
         for blob in blobs:
             if blob.digest not in foreign:

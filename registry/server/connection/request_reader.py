@@ -75,7 +75,7 @@ class RequestReader:
         self._current_buffer: BodyBuffer | None = None
         """The body buffer whose memory the last call of `get_memory` returned; None if it returned the head buffer."""
         self._held = b""
-        """The bytes that the reader holds. They begin with a head, or with empty lines before a head."""
+        """The bytes that the reader holds. They begin at the start of a head, or with empty lines before a head."""
         self._progress_count = 0
         """Number of complete heads, plus the number of times that bytes of a body were parsed. If a call of `_parse`
         leaves the number unchanged, all bytes of the call belong to an incomplete head."""

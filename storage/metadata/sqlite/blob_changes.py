@@ -193,7 +193,8 @@ def _find_mount_source(db: apsw.Connection, digest: Digest, names: NameSet) -> t
 
 def touch_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> None:
     """Records that the registry told a client at the time `now` that the repository has the blob. Garbage collection
-    keeps the link for a grace period from this time. Raises BlobUnknown if the repository has no link to the blob."""
+    keeps the link for a grace period from this time, in which the client can push a manifest that refers to the blob.
+    Raises BlobUnknown if the repository has no link to the blob."""
     db.execute(
         "UPDATE blob_link SET needed = max(needed, ?3) WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
         "AND blob = (SELECT id FROM blob WHERE digest = ?2)",

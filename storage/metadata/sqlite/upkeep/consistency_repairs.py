@@ -203,4 +203,4 @@ _REPAIRS: Final[Mapping[ProblemCode, Callable[[apsw.Connection, Problem, float],
     ProblemCode.REPOSITORY_COUNT: _recount_manifests,
 }
 """The function that repairs each kind of problem. `usage_checks.repair` repairs the problems of the counts of used
-space. All other kinds cannot be repaired."""
+space. This module repairs no other kinds."""
