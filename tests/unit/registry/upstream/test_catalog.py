@@ -15,5 +15,5 @@ async def test_no_page_follows_the_last_one() -> None:
     """A call for the page after the last one raises an error. It sends no request for the first page."""
     reader = CatalogReader(cast("UpstreamRequester", None), cast("DocumentParser", None))
     last = CatalogPage(["team/app"], None, cast("UpstreamResponse", None))
-    with pytest.raises(ValueError, match="no page follows"):
+    with pytest.raises(ValueError, match="the previous page is the last one"):
         await reader.page(last)
