@@ -123,7 +123,8 @@ def _library_files() -> list[str | None]:
 
     - The file of the module `_hashlib`, which is linked to libcrypto. None stands for the running program, in which
       some builds of Python contain `_hashlib` and libcrypto. Left out if Python has no `_hashlib`.
-    - The names of the machine's libcrypto. Its version may differ from the version of `hashlib`'s libcrypto."""
+    - The names of the machine's libcrypto. Its version may differ from the version of `hashlib`'s libcrypto. The
+      difference does no harm, because all functions that compute a digest come from the same file."""
     try:
         import _hashlib
     except ImportError:

@@ -38,8 +38,8 @@ STORE_SEARCH_LIMITS: Final = Limits(
 UPSTREAM_SEARCH_LIMITS: Final = Limits(
     max_running=20, max_running_per_visitor=1, max_pending=100, max_pending_per_visitor=10
 )
-"""Limits of one process for searches of the upstream. A search can take seconds. Searches whose answer is cached do not
-count."""
+"""Limits of one process for searches of the upstream. A search can take seconds, so only a few searches of one visitor
+may wait. Searches whose answer is cached do not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class ContentSearches:
         """The running searches of the upstream. The event loop itself holds only weak references to tasks."""
 
     async def is_indexing(self) -> bool:
-        """Returns whether the search index is still being built. Until then, searches may miss much of the content."""
+        """Returns whether the search index is still being built. An incomplete index misses much of the content."""
         return await self._store.search.is_indexing()
 
     def check_may_search(self, principal: Principal) -> None:
@@ -120,7 +120,7 @@ class ContentSearches:
             )
 
     async def find_by_digest(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[DigestMatch]:
-        """Finds the manifests and blobs whose digests begin with `text`."""
+        """Finds the manifests and blobs whose digests begin with `text`, with or without the algorithm."""
         async with self._store_limits.slot(searcher.visitor):
             return await self._store.search.find_by_digest(
                 text.strip(), _searchable_names(searcher.principal), offset, limit

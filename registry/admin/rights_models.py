@@ -13,8 +13,8 @@ from registry.auth.rights.explanation import RepositoryRights, RightsExplanation
 
 class RepositoryRightsResponse(BaseModel):
     """What the account may do on one repository. `name`: the repository's name in the store. `upstream`: the upstream
-    from which the repository is mirrored; null if the repository is hosted. `grants`: at most 100 grants, which
-    apply to the account on the repository."""
+    from which the repository is mirrored; null if the repository is hosted. `grants`: the first 100 of the grants
+    that apply to the account on the repository."""
 
     name: str
     upstream: str | None

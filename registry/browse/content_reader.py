@@ -165,7 +165,7 @@ class ContentReader:
     ) -> T | None:
         """Reads a blob and returns the result of `parse`. Returns None if the repository does not have the blob, or if
         the blob is larger than `max_bytes`. If the blob is larger than `max_on_loop_bytes`, first waits until no other
-        blob is parsed in a thread, then reads the blob and parses it in a thread."""
+        blob is parsed in a thread, then reads the blob and parses it in a thread. So waiting blobs take no memory."""
         try:
             reader = await self._registry.open_blob(repo, digest)
         except BlobUnknown:

@@ -4,8 +4,9 @@
 from command-line flags, environment variables and the settings file. Durations are in seconds, sizes in bytes. The
 `description` of a setting is its text in `--help` and in docs/en/settings.md.
 
-Most settings take effect at a reload (`entrepot reload`). A setting or group with `AT_RESTART` takes effect only at
-`entrepot restart`, which replaces the server's processes one after the other. A setting with `AT_START` takes effect
+Most settings take effect at a reload (`entrepot reload`). A setting or group with `AT_RESTART` takes effect at
+`entrepot restart`, but not at a reload. A restart loads the program again in the first process of the server, and
+replaces the worker processes one after the other, so the server does not stop. A setting with `AT_START` takes effect
 only when the whole server is stopped and started again.
 
 The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.

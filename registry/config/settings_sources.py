@@ -136,7 +136,8 @@ def check_ports(loaded: LoadedSettings) -> None:
     """Raises ConfigError if `listen` is set and has the same port as `metrics.listen`. The hosts do not matter, because
     the server recognizes the socket for the metrics only by its port.
 
-    `load_settings` does not check this, because only `entrepot serve` knows the flag `--listen`."""
+    `load_settings` does not check this, because only `entrepot serve` knows the flag `--listen`. At its start,
+    the server also compares the ports of its open sockets."""
     metrics, listen = loaded.settings.metrics, loaded.settings.listen
     if not metrics.enabled or metrics.listen is None or loaded.origins["listen"] == "default":
         return
@@ -174,8 +175,8 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
         hint = f"set {per_setting} instead, where NAME is the name of a setting in {group}"
         hint = _TABLE_LIST_HINTS.get(group, hint)
         raise ConfigError(f"{variable_name((group,))}: not JSON; {hint}") from None
-    # Remove the values of unknown variables. pydantic reads an unknown variable if its name contains the name of a
-    # group, as in ENTREPOT_GC__X.
+    # Remove the values of unknown variables. pydantic reads an unknown variable if its name begins with ENV_PREFIX and
+    # the name of a group, as in ENTREPOT_GC__X.
     for name in unknown_names:
         group, *names_in_group = name.upper().removeprefix(ENV_PREFIX).lower().split(ENV_NESTED_DELIMITER)
         if names_in_group and isinstance(values.get(group), dict):

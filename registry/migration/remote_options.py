@@ -16,7 +16,8 @@ from registry.config import Upstream
 from storage.imports import ImportInvalid
 
 IDLE_TIMEOUT_SECONDS: Final = 60.0
-"""A request fails if no byte arrives for this time."""
+"""A request fails if no byte arrives for this time. It is longer than the default for mirrors, because no client waits
+for the import."""
 
 
 @dataclass(frozen=True, slots=True)

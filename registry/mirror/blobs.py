@@ -94,7 +94,7 @@ class MirroredBlobs:
         set_cache_state("miss", self._upstream_name)
         size, _ = await self._check_entitlement(repo, digest, deadline)
         if self._entitlement.is_private and (stored_in := await self._entitlement.mount(repo, digest, size)):
-            # `mount` has added the blob to `repo`, so `stored_in` is `repo`. If the store cannot be changed,
+            # Usually, `stored_in` is `repo`: `mount` has added the blob to `repo`. If the store cannot be changed,
             # `stored_in` is another repository that has the blob.
             with suppress(BlobUnknown):
                 return await self._local.resolve_blob(stored_in, digest)
@@ -170,7 +170,7 @@ class MirroredBlobs:
             except (StorageFull, DataDirectoryReplaced):
                 failed_fills += 1
                 # After DigestInvalid, the loop can try again, because the client has not got any byte. The next
-                # pass-through avoids the URL of the upstream that sent the wrong bytes.
+                # pass-through prefers another URL of the upstream to the URL that sent the wrong bytes.
                 with suppress(DigestInvalid):
                     return await self._open_pass_through(repo, digest, size, offsets, deadline)
             except (DigestInvalid, PartialBlobLost):

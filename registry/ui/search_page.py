@@ -95,7 +95,7 @@ async def search(request: Request) -> Response:
         searched_kinds = [kind] if kind else KINDS
         lists = [await _find_hits(searches, searcher, text, searched, offset) for searched in searched_kinds]
     # While the visitor types, the script htmx requests only the results (`is_from_htmx`). A redirect would interrupt
-    # the visitor.
+    # the visitor. A further page (`kind`) does not redirect: if it has one hit, the earlier pages have others.
     may_redirect = not visit_of(request).is_from_htmx and kind is None
     if may_redirect and (path := _redirect_path(text, target, lists)) is not None:
         return redirect(path)
@@ -109,7 +109,8 @@ async def search(request: Request) -> Response:
             kinds=KINDS,
             target=None if target is None else _target_hit(searches, target),
             lists=[hit_list for hit_list in lists if hit_list.hosted or hit_list.mirrored],
-            # If True, the page advises the visitor to enter a longer text.
+            # If True, the page advises the visitor to enter a longer text. A text that names an image, a repository or
+            # a whole digest need not be longer.
             may_lack_matches=target is None
             and not _is_digest(text)
             and not all(hit_list.is_complete for hit_list in lists),

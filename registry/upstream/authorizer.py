@@ -182,6 +182,7 @@ class UpstreamAuthorizer:
 
         - No requirement is known, and there is no usable guess.
         - No token could be obtained. The offer then has a `failure`.
+        - The endpoint requires the password, and there is no login.
 
         Raises UpstreamUnavailable if the configured login cannot be read, and TooManyRequests if the endpoint answers
         GET `/v2/` with 429."""

@@ -60,8 +60,9 @@ class _WrongPasswordEntry:
 
     - `checked_against`: the stored hash with which the password was compared, and the account's identity at that time.
       The entry is valid until the hash or the identity changes.
-    - `epoch`: the store's epoch (a number that every change of an account increases) when the entry was last valid.
-    - `file_version`: the version of the htpasswd file when the entry was last valid.
+    - `epoch`: the store's epoch (a number that every change of an account increases) at the last check that found the
+      entry valid.
+    - `file_version`: the version of the htpasswd file at the same check.
     - `until`: when the entry expires, in seconds since 1970.
     """
 

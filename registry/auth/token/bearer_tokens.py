@@ -23,10 +23,11 @@ from storage.errors import Unauthorized
 TOKEN_TYPE: Final = "JWT"
 """The `typ` in the header of a bearer token."""
 MAX_TOKEN_CHARACTERS: Final = 24 * 1024
-"""Largest length of a token. The server accepts at most 32 KiB for all headers of a request together."""
+"""A longer token is refused without verification. The server accepts at most 32 KiB for all headers of a request
+together."""
 MIN_LIFETIME_SECONDS: Final = 60
-"""The shortest lifetime of a token. Older clients use every token for 60 seconds (Distribution's "Token Authentication
-Specification")."""
+"""The shortest lifetime of a token. Older clients use every token for 60 seconds, and do not check when it expires
+(Distribution's "Token Authentication Specification")."""
 
 _REQUIRED_CLAIMS: Final = ("exp", "iat", "nbf", "iss", "aud", "sub", "jti", "access")
 """The claims that every bearer token must have."""

@@ -34,7 +34,8 @@ SESSION_SECONDS: Final = 8 * 3600.0
 USE_RECORD_SECONDS: Final = 600.0
 """The time of a session's last request is written to the store at most once in this many seconds."""
 WRITE_PAUSE_SECONDS: Final = 60.0
-"""After a failure to write the time of a request, this worker writes no such times for this many seconds."""
+"""After a failure to write the time of a request, this worker writes no such times for this many seconds, because the
+disk may be full."""
 SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 """The text of all errors about a session that is not valid."""
 LoginMethod = Literal["password", "openid"]

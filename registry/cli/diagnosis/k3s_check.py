@@ -128,9 +128,9 @@ def _registry_host_findings(
     target: TargetRegistry,
     new_content: str,
 ) -> Iterator[Finding]:
-    """Checks the file's entries for the registry's own host. Yields one finding if the file does not say that the
-    registry speaks plain HTTP, and one if the file names no authority for the registry's certificate. `new_content`:
-    the content that the file should have."""
+    """Checks the file's entries for the registry's own host. Yields one finding if the file has to say that the
+    registry speaks plain HTTP, and does not. Yields one finding if this machine does not trust the registry's
+    certificate, and the file names no authority for it. `new_content`: the content that the file should have."""
     address, file = target.address, distribution.file
     step = f"write this to {file}, then run: {distribution.restart}"
     if _needs_http_entry(target) and not any(target.is_at(url) for url in _endpoints(mirrors.get(address.host))):

@@ -8,7 +8,8 @@ replace it:
 - Another fill stores the blob first.
 
 A reader that has read no bytes gets the new file under the same file descriptor. A reader that has read bytes keeps the
-old file, because one response must not mix the bytes of two files.
+old file, because one response must not mix the bytes of two files. Only the digest of the new file is checked, so the
+bytes of the old file may be wrong.
 """
 
 from __future__ import annotations

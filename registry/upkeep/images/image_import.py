@@ -1,8 +1,9 @@
 """Imports the images of a file into hosted repositories, to which clients push (`import_images`).
 
 The import pushes the images as a client would push them, with the same checks. It does not read blobs that the
-repository already has. If only another repository has a blob, the import checks that the file contains the blob's
-bytes, but does not store them again. The check is needed because a digest alone must give no access to a blob (ADR 9).
+repository already has, so a second call continues an interrupted import. If only another repository has a
+blob, the import checks that the file contains the blob's bytes, but does not store them again. The check is needed
+because a digest alone must give no access to a blob (ADR 9).
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ async def import_images(
       index that contains it.
 
     - `name`: the name under which to import; None: the names in the file.
+    - `records`: reads tags and sizes of blobs from the store, and records what was imported.
     - `own_host`: the host name of this registry, which the import removes from the names in the file; empty: not known.
     - `clock`: returns the time in seconds since 1970.
 
@@ -288,7 +290,7 @@ class _Importer:
         for digest in tree.manifests:
             self._stored.setdefault(digest, set()).add(repo)
         self.manifests += len(tree.manifests)
-        if changed_tags:  # before the import ends, because retention may run earlier, and counts this record as a pull
+        if changed_tags:  # now, because retention counts this record as a pull and may run before the import ends
             await self._records.record_import(repo, tree.root.digest)
         self._changed_tags += ((tag, repo, tree.root.digest) for tag in changed_tags)
 

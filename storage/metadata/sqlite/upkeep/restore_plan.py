@@ -95,9 +95,7 @@ class _Walk:
         stack: list[Digest | PlannedManifest] = [top]
         while stack:
             digest_or_manifest = stack.pop()
-            if isinstance(
-                digest_or_manifest, PlannedManifest
-            ):  # the manifests that it lists come before it in `deleted`
+            if isinstance(digest_or_manifest, PlannedManifest):  # `deleted` has the manifests that it lists
                 deleted.append(digest_or_manifest)
                 continue
             if digest_or_manifest in self._visited:
