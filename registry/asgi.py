@@ -37,7 +37,7 @@ event when it stops, so that responses without an end, such as streams of events
 ENDS_ON_HALF_CLOSE: Final = "entrepot.ends_on_half_close"
 """A key of the message `http.response.start`, for endless responses such as a stream of events. If its value is True,
 the server ends the response when the client shuts down its sending side, because such a client has probably closed the
-connection."""
+connection. Otherwise the server would find out only when it sends something."""
 COUNTS_STATE: Final = "entrepot.server_counts"
 """The key in the lifespan state under which our server gives the application a function that returns `ServerCounts`."""
 

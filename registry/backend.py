@@ -1,8 +1,8 @@
 """Opens the backend: the store, a mirror for each upstream registry in the settings, and the router in front of both.
 
-A *mirror* is a pull-through cache of one upstream. The *hosted registry* has the content that clients push. If the
-settings have no upstream, this module does not import the modules of mirrors, because these imports take time and
-memory.
+A *mirror* is a pull-through cache of one upstream. The *hosted registry* has the content that clients push. The server
+uses this module, and so do commands that work on the same data directory while the server runs. If the settings have no
+upstream, this module does not import the modules of mirrors, because these imports take time and memory.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ MAX_TAGS_OF_MANIFEST: Final = 100
 BUNDLE_TYPE_PREFIX: Final = "application/vnd.dev.sigstore.bundle"
 """The artifact type of a Sigstore *bundle* begins with this text. cosign 3 stores a signature or an attestation as a
 bundle."""
-PREDICATE_ANNOTATION: Final = "dev.sigstore.bundle.predicateType"
+BUNDLE_PREDICATE_ANNOTATION: Final = "dev.sigstore.bundle.predicateType"
 """The annotation in which the manifest of a bundle states the *predicate type*: the kind of claim that the bundle makes
 about an image. For example, a bundle may claim how the image was built."""
 

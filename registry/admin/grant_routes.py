@@ -24,7 +24,8 @@ from storage.content import Page
 _BATCH_SIZE: Final = 100
 """Number of grants that are read and filtered at once. The event loop runs other requests between two batches."""
 _MAX_BATCHES: Final = 100
-"""Largest number of batches that are read for one page, so that no request reads all grants in the store."""
+"""Largest number of batches that are read for one page. Without this limit, a request of a caller who may see only few
+grants could read all grants in the store."""
 SubjectQuery = Annotated[str, Query(description="The subject of the grant", max_length=80, examples=["group:dev"])]
 PatternQuery = Annotated[str, Query(max_length=255, examples=["team/**"])]
 

@@ -69,7 +69,8 @@ class StoreMetrics(Collector):
             yield from self._backlog_metrics(figures.backlogs)
 
     def _try(self, read: Callable[[], T]) -> T | None:
-        """Returns the result of `read`. If `read` raises an error, logs the error and returns None."""
+        """Returns the result of `read`. If `read` raises an error, logs the error and returns None, so that the other
+        metrics are still yielded."""
         try:
             return read()
         except Exception as error:

@@ -6,7 +6,7 @@ about an image, such as how it was built). Verifies no signatures.
   these tags.
 - The *predicate type* of an attestation names the kind of claim.
 - A *Sigstore bundle* is a file that contains a signature or a signed attestation. The manifest of a bundle can state
-  the predicate type in an annotation (`storage.tag_listing.PREDICATE_ANNOTATION`).
+  the predicate type in an annotation (`storage.tag_listing.BUNDLE_PREDICATE_ANNOTATION`).
 - The *marks* of a manifest say whether the manifest has a signature, an SBOM and an attestation."""
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from storage.errors import RegistryError
 from storage.image_times import parse_time
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
-from storage.tag_listing import PREDICATE_ANNOTATION, TagListing
+from storage.tag_listing import BUNDLE_PREDICATE_ANNOTATION, TagListing
 
 MAX_REFERRERS: Final = 100
 """Largest number of listed referrers that were found by their subject. The same limit applies to the attestations of an
@@ -209,7 +209,7 @@ def _purpose(view: ReferrerView) -> Purpose:
 def _predicate_types(view: ReferrerView) -> list[str]:
     """Returns the predicate types (the kinds of claims) in the annotations of a referrer. First comes the annotation of
     the manifest of a Sigstore bundle, then the annotations of the files."""
-    bundle_predicate_type = view.annotations.get(PREDICATE_ANNOTATION, "")
+    bundle_predicate_type = view.annotations.get(BUNDLE_PREDICATE_ANNOTATION, "")
     predicate_types = (bundle_predicate_type, *(file.predicate_type for file in view.files))
     return [predicate_type for predicate_type in predicate_types if predicate_type]
 

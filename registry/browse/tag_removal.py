@@ -34,13 +34,13 @@ class TagRemover:
     def __init__(
         self,
         registry: Registry,
-        removals: TagRemovalPlanner,
+        planner: TagRemovalPlanner,
         retention: Retention,
         history: TagHistory,
         immutable_tags: ImmutableTags,
     ) -> None:
         self._registry = registry
-        self._removals = removals
+        self._planner = planner
         self._retention = retention
         self._history = history
         self._immutable_tags = immutable_tags
@@ -93,7 +93,7 @@ class TagRemover:
         """Returns the plan for the removal of `tags`, without immutable tags and immutable referrer tags. The plan may
         list a manifest to which an immutable referrer tag points. `remove` does not delete such a manifest, because it
         still has a tag."""
-        plan = await self._removals.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
+        plan = await self._planner.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
         return replace(plan, tags=[tag for tag in plan.tags if not is_immutable(tag.name)])
 
     async def restore(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
@@ -119,7 +119,8 @@ class TagRemover:
 
 class _Removal:
     """One removal of tags, and its results so far. If a tag cannot be deleted, adds it to `refused`. If manifests
-    cannot be deleted, stores the reason in `problem`. Neither error ends the removal."""
+    cannot be deleted, stores the reason in `problem`. Neither error ends the removal, because the caller needs the
+    list of tags that can be restored."""
 
     def __init__(self, registry: Registry, retention: Retention, repo: RepositoryName, by: Actor) -> None:
         self._registry = registry

@@ -19,7 +19,8 @@ USAGE_ERROR = 2
 
 MAX_ID: Final = 10**18 - 1
 """Largest id of a job or an event that a command accepts, as in the management API (`registry.http.query.MAX_NUMBER`).
-All numbers with 18 digits fit into the 64-bit integers of SQLite."""
+All numbers with 18 digits fit into the 64-bit integers of SQLite. For a number that does not fit, Python's SQLite
+library raises OverflowError."""
 ConfigOption = Annotated[
     Path | None,
     typer.Option(

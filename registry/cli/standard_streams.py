@@ -10,7 +10,7 @@ from typing import Any, Final
 
 STDOUT_NAME: Final = "standard output"
 """The attribute `filename` of an OSError that a write to the standard output raises. Callers recognize the error by
-this name. A BrokenPipeError does not have it."""
+this name. A BrokenPipeError does not have it, because it is the normal end of a pipe."""
 
 
 def prepare_streams() -> None:

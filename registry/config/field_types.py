@@ -83,8 +83,8 @@ def split_http_url(value: str, example: str, *, allow_query: bool = True, allow_
 
 def normalized_host(host: str) -> str:
     """Returns a host name in the form in which host names are compared: in lower case, encoded for the DNS (IDNA
-    2008), without a dot at the end. Returns an IPv6 address in lower case. Raises ValueError if the name is empty or
-    too long, has a character that `_HOST_CHARACTERS` does not match, or cannot be encoded."""
+    2008, like the HTTP clients), without a dot at the end. Returns an IPv6 address in lower case. Raises ValueError if
+    the name is empty or too long, has a character that `_HOST_CHARACTERS` does not match, or cannot be encoded."""
     host = host.lower()
     if len(host) <= MAX_HOST_LENGTH and not host.isascii():
         import idna  # imported here because most host names do not need its large tables

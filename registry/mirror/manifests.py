@@ -254,10 +254,14 @@ class MirroredManifests:
         """Asks the upstream about the manifest and updates the cached copy. Returns None if the cached copy is now
         current, otherwise a notice.
 
-        A lease lets one process at a time ask about the manifest. If an answer has been recorded since this call
-        began, uses this answer and sends no request. If this process waited for the lease longer than `stale_wait`
-        and the manifest is still not cached, raises UpstreamTimeout and sends no request. With `force`, asks the
-        upstream in any case."""
+        A lease lets one process at a time ask about the manifest. After a wait for the lease, the previous holder may
+        have updated the records and the cache. Sends no request in these cases, unless `force` is true:
+
+        - The manifest is cached. Its last recorded answer is fresh or was recorded since this call began, or
+          `reference` is a digest.
+        - The recorded answer is that the upstream does not have the manifest: raises ManifestUnknown.
+        - This process waited for the lease longer than `stale_wait`, and the manifest is still not cached: raises
+          UpstreamTimeout, because its clients have already waited for the request of the other process."""
         called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}") as has_waited:
             # A process that was only slow, and did not wait for the lease, may still ask the upstream.
@@ -355,7 +359,7 @@ class MirroredManifests:
             return await self._local.get_manifest(repo, digest)
         try:
             return await self._upstream.get_manifest(self._to_upstream_name(repo), digest, memory)
-        except ManifestUnknown:
+        except ManifestUnknown:  # the tag has moved again, or a replica of the upstream does not have the manifest yet
             return await self._upstream.get_manifest(self._to_upstream_name(repo), tag, memory)
 
     async def _store(
@@ -373,7 +377,7 @@ class MirroredManifests:
 
     async def _record_check(self, repo: RepositoryName, reference: Reference, *, found: bool) -> None:
         """Records whether the upstream has the manifest (`found`). If the store cannot record the answer, only logs a
-        warning."""
+        warning: the next request then asks the upstream again."""
         try:
             await self._records.save_check(repo, reference, found)
         except (StorageFull, StorageFailed) as error:

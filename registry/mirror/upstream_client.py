@@ -1,7 +1,8 @@
 """`UpstreamClient`: the Protocol for the client that sends the mirror's requests to an upstream registry.
 
 The mirror is a pull-through cache; an *upstream* is a registry that it caches. An upstream has one or more *endpoints*:
-base URLs that serve the same content. `registry.upstream` implements this Protocol.
+base URLs that serve the same content. The mirror itself contains no HTTP code; `registry.upstream` implements this
+Protocol.
 """
 
 from __future__ import annotations

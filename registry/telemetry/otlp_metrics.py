@@ -34,7 +34,8 @@ log = logging.getLogger("registry.telemetry")
 
 class OtlpMetrics:
     """Sends the metrics of one process, at regular intervals, in a thread. Create this object after the fork, when the
-    process has claimed its column. If the collector does not answer, the data points of that interval are lost."""
+    process has claimed its column. If the collector does not answer, only the data points of that interval are lost,
+    and no request is delayed."""
 
     def __init__(self, metrics: Metrics, endpoint: str | None) -> None:
         """`endpoint`: the setting `otel.endpoint`; None: OpenTelemetry's environment variables name the collector."""

@@ -132,7 +132,8 @@ class SharedCells:
                 live_columns.append(column)
                 continue
             try:
-                # The lock is shared, so that other processes can run this method at the same time.
+                # A shared lock, so that two processes that run this method at the same time do not take each other's
+                # locks for those of claimed columns.
                 fcntl.lockf(self._lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, column)
             except OSError:
                 if self._process_of(column):

@@ -4,7 +4,8 @@
 - `PageComponents`: the parts that pages need from the application's *service* (`registry.service_factory.Service`). A
   running application can replace its service.
 - `PageLimits`: limits how many pages a process renders at a time, for all visitors together and for each visitor.
-  Rendering a page costs more than a pull of a manifest.
+  Rendering a page costs more than a pull of a manifest. Without limits, one visitor with many tabs, or a program that
+  follows all links, would slow the registry down.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Pages:
     async def cached_error_page(self, language: str, values: Callable[[], Mapping[str, object]]) -> bytes:
         """Returns the error page in a language. The first call for the language renders the page with the result of
         `values`. Later calls for the language return the same page and do not call `values`, so all calls must be for
-        the same error."""
+        the same error and have equal values."""
         async with self._rendering:
             if language not in self._error_pages:
                 self._error_pages[language] = await self.renderer.render("error.html", language, values())

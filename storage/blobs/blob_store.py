@@ -259,8 +259,8 @@ class BlobStore(Protocol):
         self, digest: Digest, size: int, place: str, on_read: OnRead, *, from_disk: bool = False
     ) -> ContentCheck:
         """Reads all bytes at `place` and compares them with the digest and the size. Does not displace other content
-        from the page cache. `from_disk`: whether to read all bytes from the disk, and none from the page cache. Raises
-        BytesMissing, BytesForbidden, and the errors of `on_read`."""
+        from the page cache. `from_disk`: whether to read all bytes from the disk, and none from the page cache, where
+        the copy can be wrong. Raises BytesMissing, BytesForbidden, and the errors of `on_read`."""
         ...
 
     async def version(self, place: str) -> str | None:

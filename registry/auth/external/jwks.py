@@ -132,7 +132,8 @@ class FileKeySet:
             try:
                 self._keys, self._file_state, self._logged_error = parse_key_set(self._read()), state, ""
             except (OSError, KeySetUnavailable) as error:
-                # An OSError can be temporary, such as that for too many open files.
+                # A malformed file is not read again until it changes. An OSError, such as that for too many open files,
+                # can be temporary.
                 is_temporary = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
                 self._keys, self._file_state = (), None if is_temporary else state
                 self._log_once(error)

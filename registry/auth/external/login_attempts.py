@@ -125,7 +125,7 @@ class UsedAttempts:
     async def mark_used(self, attempt: LoginAttempt) -> None:
         """Marks the attempt as used until it has expired. Raises LoginAttemptInvalid if the attempt was used before.
         Raises StorageFull, StorageFailed. A cancellation may leave the attempt marked as used."""
-        # The mark is a row in the table of throttled logins. No login has this key, so the row throttles no login.
+        # The mark is a row in the table of throttling keys. No login has this key, so the row throttles no login.
         key = f"attempt {hashlib.sha256(attempt.state.encode()).hexdigest()[:32]}"
         # `LoginAttempts.open` accepts the attempt within `ATTEMPT_SECONDS` before and after its start.
         seconds = 2.0 * ATTEMPT_SECONDS

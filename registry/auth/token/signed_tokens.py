@@ -38,8 +38,8 @@ class _AcceptedAlgorithms(JWSRegistry):
     """Tells joserfc what to accept in the header of a token: the algorithms that `get_alg` returns, and every parameter
     except unknown extensions. joserfc calls such an object a registry.
 
-    Unlike joserfc's own class, this class does not warn about the algorithm name EdDSA, for which RFC 9864 has new
-    names."""
+    Unlike joserfc's own class, this class does not warn about the algorithm name EdDSA. RFC 9864 has new names for it,
+    but few issuers use them yet."""
 
     max_header_length = max_payload_length = max_signature_length = _MAX_PART_CHARACTERS
 

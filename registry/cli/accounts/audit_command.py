@@ -26,7 +26,7 @@ Examples:
   entrepot audit --target team/app
 
 The command shows the lines that meet all conditions. Logins and refused requests appear about one second late. Equal
-events within one second share one line, which shows their number."""
+logins and refused requests within this second share one line, which shows their number."""
 
 
 def audit(

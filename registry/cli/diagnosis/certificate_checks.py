@@ -155,7 +155,10 @@ def _check_chain(chain: Sequence[Certificate]) -> Iterator[Finding]:
         authority = chain[0].issuer.rfc4514_string()
         what = f"the file has only the server's certificate, and this machine does not trust the authority {authority}"
         why = "clients that do not know this authority cannot verify the certificate"
-        step = "append the certificates of the intermediate authorities (fullchain.pem), or make clients trust this one"
+        step = (
+            "append the certificates of the intermediate authorities (fullchain.pem), or make clients trust the "
+            "authority that signed this certificate"
+        )
         yield warning(CHECK, what, why, step)
 
 

@@ -156,8 +156,8 @@ def _imported_paths(files: ClientFiles, pattern: str) -> list[str]:
     """Returns the paths of the files that match a pattern of `imports`; an empty list if the pattern is empty or not
     valid.
 
-    - If the directory in the pattern is an absolute path without wildcards, raises FileUnusable if this user may not
-      list the directory.
+    - If the directory in the pattern is an absolute path without wildcards, raises FileUnusable if the directory
+      exists but cannot be listed.
     - With any other pattern, leaves out directories that this user may not list."""
     folder, _, name = pattern.rpartition("/")
     try:

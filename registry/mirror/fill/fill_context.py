@@ -21,8 +21,9 @@ from storage.partials import Partials
 MAX_CLAIMS: Final = 16
 """Largest number of fills of one upstream that claim a partial blob at the same time in one process. A *partial blob*
 is an unfinished download, with a record of the bytes that have arrived. To *claim* a partial blob means to open its
-files (`Partials.claim`). The number equals the number of threads that open files, because further fills would only wait
-for a thread."""
+files, as its owner if no other process downloads the blob (`Partials.claim`). The number equals the number of threads
+that open files, because further fills would only wait for a thread. A fill that waits for its turn ends if its clients
+leave meanwhile."""
 
 
 @dataclass(frozen=True)

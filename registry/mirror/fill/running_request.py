@@ -57,9 +57,9 @@ class RunningRequest:
         return seconds
 
     def cut_off(self) -> None:
-        """Cancels the request. If the next request would begin at the same byte as this request, calls
-        `Demand.give_up`, which ends the fill if all clients have left. Otherwise, the fill requests the missing bytes
-        again later."""
+        """Cancels the request. The fill requests the missing bytes again later. But if that request would begin at the
+        same byte as this request, calls `Demand.give_up`, which ends the fill if all clients have left. Otherwise the
+        same bytes could be requested and cut off again and again."""
         if not self._sink.new_bytes or isinstance(self._sink, WholeSink):
             self._demand.give_up()
         self.cancel()

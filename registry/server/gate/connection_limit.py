@@ -33,8 +33,8 @@ MAX_EVICTIONS = 100
 _MIN_RESERVE = 32
 """Smallest number of descriptors in the reserve."""
 _MAX_FILES_TO_COUNT = 8192
-"""If the process may have more open files than this, `update_budget` does nothing, because counting the files could
-take too long."""
+"""If the process may have more open files than this, `update_budget` does nothing: counting the files could take too
+long, and the reserve is large enough for other files."""
 _MIN_BUDGET = 8
 """Smallest number of descriptors for connections and their requests. These descriptors may come from the reserve."""
 _LOW_CAPACITY = 256
@@ -174,8 +174,7 @@ class ConnectionLimit:
             self.evict_connections(-remaining)
 
     def evict_connections(self, max_count: int) -> bool:
-        """Evicts silent connections until their number reaches `max_count` or `MAX_EVICTIONS`, or until it finds no
-        more. Returns whether it evicted any."""
+        """Evicts up to `max_count` silent connections, but at most `MAX_EVICTIONS`. Returns whether it evicted any."""
         now, count = self._clock(), 0
         max_count = min(max_count, MAX_EVICTIONS)
         while count < max_count and (connection := self._next_to_evict(now)) is not None:

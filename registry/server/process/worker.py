@@ -286,7 +286,7 @@ class Worker:
 
 async def _finish_work(app: LiveApplication) -> None:
     """Makes the application start no more background work, and waits for the work that is running. Logs an error
-    instead of raising it."""
+    instead of raising it: the shutdown of the application ends the work in any case."""
     try:
         await app.retire()
         await app.finish()

@@ -31,7 +31,7 @@ class GrowingFile(Protocol):
 
     @property
     def is_owned_here(self) -> bool:
-        """Whether this process is the owner."""
+        """Whether this process is the owner. If it is, its threads call `notify` after each write."""
         ...
 
     def refresh(self) -> None:

@@ -2,7 +2,8 @@
 
 The *prefix* is the part of the file before the first byte that has not arrived. A file is hashed in *pieces* of
 `PIECE_BYTES`. When the prefix has a whole new piece, a *step* runs in a thread. The step reads and hashes pieces, and
-ends when the prefix has no whole new piece. So no thread waits for bytes that have not arrived.
+ends when the prefix has no whole new piece. So no thread waits for bytes that have not arrived. The bytes that a step
+reads were written a moment ago, so they are usually still in the page cache.
 """
 
 from __future__ import annotations

@@ -371,7 +371,7 @@ def unlinked_blobs(db: apsw.Connection, limit: int, after: Digest | None) -> lis
     """Returns at most `limit` of the blobs in the collect queue, sorted by digest. The list starts after the digest
     `after`; if `after` is None, with the first blob."""
     rows: list[Any] = db.execute(_UNLINKED_BLOBS, (WHOLE_STORE, after or "", limit)).fetchall()
-    return [UnlinkedBlob(Digest(digest), size, bool(is_unlinked)) for digest, size, is_unlinked in rows]
+    return [UnlinkedBlob(Digest(digest), size, bool(is_still_unlinked)) for digest, size, is_still_unlinked in rows]
 
 
 def queued_links(db: apsw.Connection, before: float, limit: int, after: QueuedLink | None) -> list[QueuedLink]:

@@ -7,8 +7,9 @@ another worker, such as the revocation of a right, takes effect at the next requ
 The value is read from SQLite's memory. In WAL mode, SQLite keeps an index of the write-ahead log in shared memory. The
 index begins with two copies of a header, which contains a count of the commits, the length of the log and a checksum.
 Every commit writes both copies after it has written its data to the log and before `COMMIT` returns. Reading the two
-copies takes 0.1 µs; the shortest SQL statement takes 2.5 µs. This module checks the layout of the header when the
-database is opened. If the layout is unknown, the module uses `PRAGMA data_version`, which is slower.
+copies takes 0.1 µs; the shortest SQL statement takes 2.5 µs. No other module depends on the layout of the header. This
+module checks the layout when the database is opened. If the layout is unknown, the module uses `PRAGMA data_version`,
+which is slower.
 
 Sources: "WAL-mode File Format" (sqlite.org/walformat.html), sections 2.1 and 4.4; `sqlite3_io_methods`; "PRAGMA
 data_version" (sqlite.org/pragma.html).
@@ -173,7 +174,8 @@ def open_data_version(
 
 def is_exactly_one_commit_later(before: object, after: object) -> bool:
     """Returns True if exactly one commit lies between the versions `before` and `after`. To check that only its own
-    transaction was committed, the caller reads `before` inside its write transaction, and `after` after its commit.
+    transaction was committed, the caller reads `before` inside its write transaction, and `after` after its commit:
+    no other connection can commit while the transaction is open.
 
     Returns False if the number of commits is not one, or if the number is unknown. The number is unknown in two cases:
 

@@ -26,13 +26,13 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.version_lists import VersionListCache
 from storage.names import Digest, RepositoryName, Tag
 from storage.tag_listing import (
+    BUNDLE_PREDICATE_ANNOTATION,
     BUNDLE_TYPE_PREFIX,
     MAX_PAGE_TAGS,
     MAX_READ_MANIFESTS,
     MAX_SORTED_BY_SIZE,
     MAX_TAGS_OF_MANIFEST,
     MAX_TREE_MANIFESTS,
-    PREDICATE_ANNOTATION,
     UNKNOWN_PREDICATE,
     ListedTag,
     ManifestFacts,
@@ -45,8 +45,8 @@ from storage.tag_listing import (
 _MAX_BLOB_ROWS: Final = 100_000
 """Largest number of references to blobs that one call reads to add up sizes. To read them takes about 0.2 s."""
 _MAX_REFERRERS: Final = 20
-"""How many referrer tags are read for one manifest, how many Sigstore bundles, and how many artifact types of
-referrers: at most this number of each."""
+"""Largest number of referrer tags that are read for one manifest. Also the largest number of its Sigstore bundles, and
+of the artifact types of its referrers."""
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _MATCHES: Final = f"""
  WHERE repository = ?1 AND (?2 = '' OR instr(lower(name), ?2) > 0)
@@ -95,15 +95,16 @@ SELECT min(artifact_type) FROM manifest WHERE repository = ?1 AND subject = ?2 A
 _MAX_BUNDLE_ANNOTATION_BYTES: Final = 8 * 1024
 """The predicate type of a Sigstore bundle is read only if the bundle's annotations have at most this size."""
 _BUNDLE_PREDICATES: Final = f"""
-SELECT DISTINCT ifnull(json_extract(annotations, '$."{PREDICATE_ANNOTATION}"'), '') FROM (
+SELECT DISTINCT ifnull(json_extract(annotations, '$."{BUNDLE_PREDICATE_ANNOTATION}"'), '') FROM (
   SELECT iif(octet_length(annotations) <= {_MAX_BUNDLE_ANNOTATION_BYTES}, CAST(annotations AS TEXT),
-              iif(annotations IS NULL, '{{}}', '{{"{PREDICATE_ANNOTATION}": "{UNKNOWN_PREDICATE}"}}')) AS annotations
+              iif(annotations IS NULL, '{{}}', '{{"{BUNDLE_PREDICATE_ANNOTATION}": "{UNKNOWN_PREDICATE}"}}'))
+           AS annotations
     FROM manifest WHERE repository = ?1 AND subject = ?2 AND artifact_type >= ?3 AND artifact_type < ?4
    LIMIT {_MAX_REFERRERS})
  ORDER BY 1"""
-"""Returns the distinct predicate types of the Sigstore bundles whose subject is ?2. The predicate type of a bundle
-without this annotation is an empty text; of a bundle whose annotations are too long, `UNKNOWN_PREDICATE`. A manifest is
-a bundle if its artifact type is at least ?3 and below ?4."""
+"""Returns the distinct predicate types of the Sigstore bundles whose subject is ?2. For a bundle without a predicate
+type, returns an empty text. For a bundle whose annotations are too long, returns `UNKNOWN_PREDICATE`. A manifest is a
+bundle if its artifact type is at least ?3 and below ?4."""
 _REFERRER_TAGS: Final = f"""
 SELECT substr(name, ?4) FROM tag WHERE repository = ?1 AND name > ?2 AND name < ?3 LIMIT {_MAX_REFERRERS}"""
 _TAGS_OF: Final = f"SELECT name FROM tag WHERE manifest = ?1 ORDER BY name LIMIT {MAX_TAGS_OF_MANIFEST}"

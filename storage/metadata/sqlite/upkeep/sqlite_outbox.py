@@ -49,7 +49,7 @@ SELECT {EVENT_COLUMNS} FROM event e WHERE e.id < ?1 AND e.id >= ?2 AND {_MATCHES
 _NEWER_EVENTS: Final = f"""
 SELECT {EVENT_COLUMNS} FROM event e WHERE e.id > ?1 AND e.id <= ?2 AND {_MATCHES_FILTER} ORDER BY e.id LIMIT ?5"""
 MAX_READ_EVENTS: Final = 5000
-"""Largest number of events that one lookup for an action or a repository reads. Other lookups wait for it: a few
+"""Largest number of events that one lookup for an action or a repository reads, so that other lookups wait only a few
 milliseconds."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 """The largest row id of SQLite, which no event reaches."""
