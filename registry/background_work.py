@@ -94,7 +94,8 @@ class BackgroundWork:
         self._mirror_tasks = AsyncExitStack()  # ends the tasks that `_start_mirror_tasks` has started
 
     async def start(self) -> None:
-        """Starts the work. Does nothing if the work was started already, or if the store was opened read-only."""
+        """Starts the work. Does nothing if the work was started already, or if the store was opened read-only: the work
+        could store nothing, and would hold leases that other work needs when the store is writable again."""
         if self._store.is_read_only or self._is_started:
             return
         self._is_started = True

@@ -109,7 +109,8 @@ class Reader(Protocol):
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
         """Opens the blob for reading: the whole blob, or only `span`. Raises BlobUnknown, RangeInvalid (no byte of the
-        blob lies in `span`; the error has the blob's size). The returned reader never raises these two errors."""
+        blob lies in `span`; the error has the blob's size). This call raises both errors, not the
+        reader, so that a caller that gets BlobUnknown can try another registry."""
         ...
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:

@@ -1,5 +1,6 @@
 """The periods in which a server recorded pulls (`RecordedPeriods`). Retention keeps content that was pulled within a
-window of time. The length of the window counts only the time in these periods."""
+window of time. The length of the window counts only the time in these periods, because nobody can pull while no server
+runs."""
 
 from __future__ import annotations
 

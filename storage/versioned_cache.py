@@ -59,7 +59,8 @@ class VersionedCache(Generic[V]):
         """Returns whether the caller should cache the value of `key`. Call this method after `get` has returned None.
         Returns True in two cases:
 
-        - This method remembers an earlier call with the key. Most keys are requested only once.
+        - This method remembers an earlier call with the key. Most keys are requested only once, so
+          their values would evict other values and save nothing.
         - The data is settled (`SETTLED_MISSES`) and the cache has room (`MIN_FREE_DIVISOR`)."""
         self._misses += 1
         if self._misses > SETTLED_MISSES and self._free_bytes * MIN_FREE_DIVISOR >= self._capacity:

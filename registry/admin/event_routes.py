@@ -36,7 +36,8 @@ CURSOR_STEP: Final = 1_000
 number.
 
 Each cursor must be lower than the cursor of the page before, even after rounding. A cursor is rounded only after
-`MAX_LOOK_UPS` look-ups of `PAGE_EVENTS` events each. So `CURSOR_STEP` must not exceed `MAX_LOOK_UPS * PAGE_EVENTS`."""
+`MAX_LOOK_UPS` look-ups, each of which reads at least `PAGE_EVENTS` events. So `CURSOR_STEP` must not exceed
+`MAX_LOOK_UPS * PAGE_EVENTS`."""
 _MAX_POSITION_CHARACTERS: Final = len(f"{MAX_NUMBER}:") + MAX_NAME_LENGTH
 """Largest length of a cursor of `list_deliveries`: the number of an event, a colon and the name of a webhook."""
 EVENTS_NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
@@ -159,8 +160,9 @@ async def _read_page(
     For a caller who is not an admin, `next` is the number of an event on the page, or a multiple of `CURSOR_STEP`.
     `next` may depend on how many hidden events there are, but must not depend on their actions or repositories.
 
-    Therefore, a look-up that can return hidden events must not select events by action. It returns events with all
-    actions, and this function discards the events with other actions than `action`."""
+    Therefore, a look-up that can return hidden events must not select events by action: where it stops reading, and so
+    `next`, would depend on the actions of hidden events. It returns events with all actions, and this function discards
+    the events with other actions than `action`."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox

@@ -179,7 +179,7 @@ class DiskSettings(SettingsGroup):
 
 def check_quotas(quotas: Sequence[Quota], upstreams: Sequence[str]) -> None:
     """Raises ValueError if two quotas have the same prefix, or if a prefix begins with the name of one of the
-    `upstreams`."""
+    `upstreams` and a slash."""
     prefixes = [quota.prefix for quota in quotas]
     if duplicate := next((prefix for prefix in prefixes if prefixes.count(prefix) > 1), None):
         raise ValueError(f"there are two quotas with the prefix {duplicate!r}")

@@ -99,7 +99,7 @@ def cloud_event(event: Event, registry_url: str) -> tuple[str, bytes]:
     return CLOUDEVENTS_MEDIA_TYPE, json.dumps(document, ensure_ascii=False).encode()
 
 
-def distribution_notification(event: Event, registry_url: str) -> tuple[str, bytes]:
+def distribution_envelope(event: Event, registry_url: str) -> tuple[str, bytes]:
     """Returns the media type and the body of an event in the form of CNCF Distribution. The list `events` in the body
     has only this event. `registry_url`: this registry's URL."""
     content = event.content
@@ -137,7 +137,7 @@ def distribution_notification(event: Event, registry_url: str) -> tuple[str, byt
 
 EVENT_FORMATTERS: Final[Mapping[str, EventFormatter]] = {
     "cloudevents": cloud_event,
-    "distribution": distribution_notification,
+    "distribution": distribution_envelope,
 }
 """The function for each value of the setting `format`."""
 

@@ -336,7 +336,7 @@ def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
 
 
 def _matching_key(document: Mapping[str, Value], name: str) -> str:
-    """Returns the key of `document` that is equal to `name` in lower case. Returns `name` if there is no such key."""
+    """Returns the key of `document` whose lower-case form is `name`. Returns `name` if there is no such key."""
     return next((key for key in document if str(key).lower() == name), name)
 
 

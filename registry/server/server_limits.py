@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 MIN_HEADER_COST = 64
 """A header that is shorter than this number of bytes counts as this number of bytes, because its objects take about as
-much memory."""
+much memory. So a head of 32 KiB has at most 512 headers."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
     """The limits of one worker process. Each limit applies to one connection unless its description says otherwise.
-    Sizes are in bytes, times in seconds. The time of a whole transfer is not limited."""
+    Sizes are in bytes, times in seconds. The time of a whole transfer is not limited, because a layer of 40 GiB
+    can take all day."""
 
     head_bytes: int = 32 * 1024
     """Largest size of a request's head, that is, of the request line and the headers together. A header shorter than

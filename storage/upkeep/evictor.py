@@ -36,7 +36,8 @@ EVICTION_ACTOR: Final = Actor(name="entrepot eviction")
 EVICTION_SLOT: Final = "cache eviction"
 """Name of the slot (a permit that one process at a time can hold) that a process holds while it evicts."""
 TARGET_FRACTION: Final = 0.95
-"""An eviction for a budget ends when at most this fraction of the budget is used. The rest is room for new blobs."""
+"""An eviction for a budget ends when at most this fraction of the budget is used. The rest is room for new blobs:
+with 1, almost every new blob would cause an eviction."""
 INCOMPLETE_SECONDS: Final = 600.0
 """An image that lacks blobs is kept for this time after its last pull, because a client may still be pulling it."""
 UNUSED_SECONDS: Final = 60.0

@@ -117,7 +117,8 @@ class _EndpointCheck:
 
     async def _speaks_plain_http(self) -> bool:
         """Returns whether an endpoint whose URL begins with https:// answers plain HTTP on the same port. Returns False
-        if the URL has no port: plain HTTP would then use port 80, where another server may answer."""
+        if the URL has no port: plain HTTP would then use port 80, where another server may answer. Sends a request,
+        because the error of the TLS connection can be a timeout: some servers never answer a TLS handshake."""
         parts = urlsplit(self._url)
         if parts.scheme != "https" or parts.port is None:
             return False

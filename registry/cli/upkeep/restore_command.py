@@ -17,7 +17,7 @@ from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, print_js
 if TYPE_CHECKING:
     from storage.upkeep.backup.backup_directory import SnapshotManifest
 
-HELP = "Restore a backup into an empty data directory. Every blob is compared with its digest."
+HELP = "Restore a backup into an empty data directory. Every byte is compared with its digest."
 EXAMPLES = """\b
 Examples:
   entrepot restore /mnt/backups --list

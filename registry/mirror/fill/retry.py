@@ -93,7 +93,8 @@ class RetryPolicy:
 
 
 FAILURES_TO_LEAVE_REPOSITORY: Final = 2
-"""Number of failures in a row after which a download continues with another repository."""
+"""Number of failures in a row after which a download continues with another repository. One failure does not suffice,
+because a connection can break by chance."""
 
 
 class RepositoryChoice:

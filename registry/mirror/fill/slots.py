@@ -42,8 +42,8 @@ MAX_SPARE_SLOTS: Final = 2
 """Largest number of *spare* slots: slots that prefetch fills leave free for other fills. Pass-throughs of large blobs
 never take the spare slots. Unattended fills leave one more slot free, for prefetch fills."""
 MAX_UNATTENDED: Final = 64
-"""Largest number of unattended fills of one upstream that wait for a slot in one process. If more fills wait, one fill
-is given up:
+"""Largest number of unattended fills of one upstream that wait for a slot in one process. Each has two open files and a
+timer. If more fills wait, one fill is given up:
 
 - the fill that has waited longest of the fills that have never had a slot;
 - if all of them have had a slot: the fill that has waited longest."""
@@ -58,7 +58,8 @@ waits. A mark is a slot with another name, which permits no connection. If all m
 the connection slot without a mark. The number is small, because a check whether any mark is taken makes one system call
 for each mark."""
 MARK_SECONDS: Final = 0.1
-"""Seconds that a request waits for a connection slot before it takes a mark. Shorter waits are normal."""
+"""Seconds that a request waits for a connection slot before it takes a mark. Shorter waits are normal, because a
+fill gives its slot back after each request and then takes a slot again."""
 
 
 class ConnectionSlots:

@@ -125,7 +125,8 @@ def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _user_advice(path: Path) -> str:
     """Returns the end of an error message for a user who is not allowed to use the socket at `path`. This text says
-    which user is allowed to use the socket. Returns an empty text if this process runs as that user."""
+    which user is allowed to use the socket. Returns an empty text if this process runs as that user. Root gets this
+    text too in a container without the capability CAP_DAC_OVERRIDE."""
     for file in (path, path.parent):
         with suppress(OSError):  # raised if this user may not enter a directory above `file`
             owner = os.stat(file, follow_symlinks=False).st_uid

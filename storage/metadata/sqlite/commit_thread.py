@@ -53,7 +53,7 @@ MAX_BATCH_CHANGES = 256
 """Largest number of changes in one transaction. Limits the time that the first change of a batch waits for the
 commit."""
 RIGHTS_TABLE = "access"
-"""Table that stores a counter. Every transaction that changes rights increments the counter."""
+"""Table with the epoch: a number that every transaction that changes rights increments."""
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
 Change = Callable[[apsw.Connection], T]
@@ -258,9 +258,9 @@ class CommitThread:
             self._wal.checkpoint(db)
 
     def _commit(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
-        """Commits all changes in one transaction. If one of the changes makes the transaction fail, commits each change
-        in a transaction of its own, because the disk may have space for some of the changes. Sets the errors of the
-        changes that failed. Raises an error only if the error occurs after a commit."""
+        """Commits all changes in one transaction. If the transaction fails, commits each change in a transaction of its
+        own, because the disk may have space for some of the changes. If the error comes before the first change, all
+        changes fail. Sets the errors of the changes that failed. Raises an error only if it occurs after a commit."""
         try:
             self._transact(db, batch)
         except BaseException as error:
@@ -268,7 +268,7 @@ class CommitThread:
             self._roll_back(db)
             if any(pending.is_committed for pending in batch):
                 raise  # a committed change must not be made again
-            if isinstance(error, StorageFailed | StorageFull):  # raised before the first change
+            if isinstance(error, StorageFailed | StorageFull):  # raised before the first change: all would fail again
                 for pending in batch:
                     pending.error = error
             elif len(batch) > 1:
@@ -285,8 +285,8 @@ class CommitThread:
     def _transact(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Makes all changes in one transaction and commits it. If there are several changes, each has a savepoint, so
         that a change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
-        # Checks that the path still leads to the opened data directory. The check must come after a push has written
-        # its files, because the push finds them by path.
+        # Checks that the path still leads to the opened data directory. A check at the beginning of a push would be too
+        # early, because the push writes its files by path afterwards.
         self._directory.check()
         self._make_log_name_durable(db)
         self._wal.close_gaps(db)

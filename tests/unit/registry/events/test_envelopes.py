@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from registry.events.attempts import LONGEST_PAUSE_SECONDS, back_off
-from registry.events.envelopes import cloud_event, distribution_notification, rfc3339
+from registry.events.envelopes import cloud_event, distribution_envelope, rfc3339
 from storage.content import BLOB_TYPE, Actor
 from storage.outbox import Event, EventAction, NewEvent
 
@@ -55,7 +55,7 @@ def test_the_attributes_of_a_cloud_event() -> None:
 @pytest.mark.parametrize("action", list(EventAction))
 def test_every_action_has_both_formats(action: EventAction) -> None:
     """For each action, both formats are JSON and contain the event's id."""
-    for envelope in (cloud_event, distribution_notification):
+    for envelope in (cloud_event, distribution_envelope):
         _, body = envelope(event(action, digest=DIGEST), ADDRESS)
         assert "11111111-2222" in json.dumps(json.loads(body))
 
@@ -65,7 +65,7 @@ def test_moves_and_deletes_in_the_format_of_distribution() -> None:
     digest would mean that the manifest was deleted."""
 
     def record(source: Event) -> dict[str, Any]:
-        (envelope_record,) = json.loads(distribution_notification(source, ADDRESS)[1])["events"]
+        (envelope_record,) = json.loads(distribution_envelope(source, ADDRESS)[1])["events"]
         return dict(envelope_record)
 
     assert record(event(EventAction.MOVE, tag="v1", digest=DIGEST))["action"] == "push"
@@ -92,7 +92,7 @@ def test_blobs_in_the_format_of_distribution() -> None:
         (EventAction.BLOB_MOUNT, "mount"),
         (EventAction.BLOB_DELETE, "delete"),
     ):
-        _, body = distribution_notification(event(action, digest=DIGEST, media_type=BLOB_TYPE, size=3), ADDRESS)
+        _, body = distribution_envelope(event(action, digest=DIGEST, media_type=BLOB_TYPE, size=3), ADDRESS)
         (record,) = json.loads(body)["events"]
         assert (record["action"], record["target"]["mediaType"]) == (expected, "application/octet-stream")
         assert record["target"]["url"] == f"{ADDRESS}/v2/team/app/blobs/{DIGEST}"
