@@ -25,9 +25,10 @@ from storage.errors import TooManyRequests
 
 MIB: Final = 1024 * 1024
 SMALL_SHARE_BYTES: Final = 64 * 1024
-"""Largest size of a small share. Every larger share is a large share."""
+"""Largest size of a small share. Every larger share is a large share. Nearly all manifests and forms are small."""
 WAIT_SECONDS: Final = 8.0
-"""Longest time that a share waits."""
+"""Longest time that a share waits. An earlier refusal would save nothing, because many clients repeat a request
+immediately after a 429."""
 SLOW_SECONDS: Final = 5.0
 """While a share waits, requests are cut off if their last progress is longer ago than this."""
 CUT_INTERVAL_SECONDS: Final = 0.25

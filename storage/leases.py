@@ -50,8 +50,8 @@ class DigestLocks(Protocol):
     its locks become free.
 
     A push holds the lock of a blob's digest while it stores the blob's bytes and then the blob's metadata. The garbage
-    collector holds the lock while it deletes the metadata and then the bytes. So neither of
-    the two runs between the two steps of the other."""
+    collector holds the lock while it deletes the metadata and then the bytes. So the collector cannot run between the
+    two steps of a push, nor a push between the two steps of the collector."""
 
     def hold(self, digest: Digest) -> AbstractAsyncContextManager[None]:
         """Waits for the lock of `digest` and holds it inside the `async with` block. Raises StorageFull,

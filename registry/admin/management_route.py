@@ -101,9 +101,10 @@ class ManagementRoute(APIRoute):
 
 
 def _check_request(request: Request, max_body_bytes: int) -> None:
-    """Raises RequestInvalid if the query has too many parameters. Raises HTTPException with one of these statuses:
+    """Raises RequestInvalid if the query has too many parameters. If the method is not in `SAFE_METHODS`, raises
+    HTTPException with one of these statuses:
 
-    - 403: a page of another origin sent the request, and the method is not in `SAFE_METHODS`.
+    - 403: a page of another origin sent the request.
     - 413: the body is too long.
     - 415: the Content-Type is not JSON."""
     check_parameter_count(request.scope.get("query_string", b""))
@@ -130,7 +131,7 @@ def _has_body(request: Request) -> bool:
 def audit_denial(request: Request, action: str, base: str = "") -> None:
     """Writes a denied call to the audit log. Does nothing if the caller was not identified. `action`: the operation
     that was denied, such as `management.add_user`. The entry's target is the request's path without the prefix `base`.
-    The path stays percent-encoded, so that it contains no control characters."""
+    The path stays percent-encoded: control characters could act on the terminal of a person who reads the log."""
     actor: Actor | None = getattr(request.state, "actor", None)
     if actor is not None:
         target = raw_path(request.scope).decode("ascii", "replace").removeprefix(base)[:_MAX_TARGET_CHARACTERS]

@@ -42,5 +42,4 @@ class LargeDeleteRoute(DeleteRoute):
 
 
 async def _caller_and_repository(request: Request) -> tuple[Caller, RepositoryName]:
-    # The last two parameters of `identify_caller` only serve the OpenAPI document. A direct call passes None.
     return await identify_caller(request), RepositoryName(request.path_params["name"])

@@ -21,7 +21,7 @@ PAGE_SIZE = 1000
 """Number of tags or referrers in each page that is read from the registry."""
 IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
 """Media types of the configs of ordinary images. The text summary does not show an artifact type that equals one of
-these media types."""
+these media types: a manifest without an artifact type has the media type of its config as its artifact type."""
 MAX_LISTED = 20
 """Maximum number of tags that the text summary lists, and maximum number of referrers. The summary shows how many
 others there are."""

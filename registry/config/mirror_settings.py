@@ -1,8 +1,8 @@
 """The settings for mirroring: `[[upstream]]` (the registries to mirror), `[hosted]` (names that belong to this registry
 and are never mirrored) and `[warm]` (images to fetch ahead of the first pull).
 
-The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError
-for an invalid value.
+The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError for an invalid
+value.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _check_upstream_name(value: str) -> str:
             f"{value!r} is a host of Docker Hub; write {DOCKER_HUB!r}; the setting endpoints can set another address"
         )
     if value == HUB_LIBRARY:
-        raise ValueError(f"{value!r} cannot be an upstream's name: names of Docker Hub's images begin with it")
+        raise ValueError(f"{value!r} cannot be an upstream's name: names of Docker Hub's own images begin with it")
     if not _NAME.fullmatch(value) or len(value) > 100:
         raise ValueError(f"{value!r} is not a name like docker.io or ghcr.io; to set an address, use endpoints")
     return value

@@ -14,7 +14,8 @@ FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
 """Upper limit of the wait after any number of failures in a row."""
 LONGEST_ENDPOINT_PAUSE_SECONDS: Final = 5.0
-"""Upper limit of the pause of an endpoint that is down."""
+"""Upper limit of the pause of an endpoint that is down. It is low, because the endpoint may accept events of another
+repository."""
 MAX_FAILING_REPOSITORIES: Final = 10_000
 """Largest number of repositories whose failures a `WebhookHealth` remembers."""
 
@@ -71,9 +72,9 @@ class NoObserver:
 
 
 def back_off(failures: int, random_part: Callable[[], float] = random.random) -> float:
-    """Returns how many seconds to wait after this number of failures in a row, at least 1. The wait is a random time
-    between half of a limit and the limit. The limit doubles with each failure, from `FIRST_PAUSE_SECONDS` to
-    `LONGEST_PAUSE_SECONDS`. `random_part` returns a random number from 0 to 1."""
+    """Returns how many seconds to wait after a number of failures in a row. The wait is a random time between half of a
+    limit and the limit. The limit doubles with each failure, from `FIRST_PAUSE_SECONDS` to `LONGEST_PAUSE_SECONDS`.
+    `failures`: the number of failures, at least 1. `random_part` returns a random number from 0 to 1."""
     exponent = min(failures - 1, 30)  # a much larger exponent would raise OverflowError
     limit = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0**exponent)
     return limit * (0.5 + random_part() / 2)

@@ -280,8 +280,8 @@ class WebhookDispatcher:
     async def _note_failure(self, delivery: Delivery, result: AttemptResult, delivered_before: int) -> None:
         """Records a failed attempt: plans the next attempt, or makes the event a dead letter.
 
-        `delivered_before`: the value of `WebhookHealth.delivered` when the attempt began. If the event becomes a dead
-        letter, this method may wait for up to `FIRST_PAUSE_SECONDS`."""
+        `delivered_before`: the value of `WebhookHealth.delivered_count` when the attempt began. If the event becomes a
+        dead letter, this method may wait for up to `FIRST_PAUSE_SECONDS`."""
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
         is_too_old = now - event.content.at >= self._settings.max_age

@@ -114,7 +114,8 @@ class BodyMemory:
     @staticmethod
     def take_small_body(exchange: BodyExchange) -> bytes | None:
         """Returns the request's whole body if it has at most `SMALL_BODY_BYTES` and was received already. The returned
-        body does not count against a budget. Returns None for any other body; the caller then calls `receive_body`."""
+        body does not count against a budget, because the connection has a buffer of that size anyway. Returns None for
+        any other body; the caller then calls `receive_body`."""
         length = exchange.length
         return exchange.take_whole_body() if length and length <= SMALL_BODY_BYTES else None
 

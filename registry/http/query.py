@@ -37,7 +37,7 @@ def percent_decode(raw: bytes, what: str) -> str:
 
 
 def parse_number(text: str, problem: str) -> int:
-    """Returns the number that `text` states in ASCII digits. If `text` is anything else, or the number exceeds
+    """Returns the number that `text` states in ASCII digits. If `text` is anything else, or has more digits than
     `MAX_NUMBER`, raises RequestInvalid with the message `problem`."""
     if not text.isascii() or not text.isdigit() or len(text) > _MAX_NUMBER_DIGITS:
         raise RequestInvalid(problem)

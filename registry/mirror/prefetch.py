@@ -256,5 +256,5 @@ class PrefetchQueue:
                 await self._wait_for_prefetch_slot()
                 if pull.is_active():
                     await self._start_fill(repo, blob, pull).wait_until_requested()
-            except RegistryError as error:  # only logged, because no client waits for the blob
+            except RegistryError as error:  # only logged: a client that requests the blob gets the error
                 log.info("%s of %s was not prefetched: %s", digest, repo, error.message)

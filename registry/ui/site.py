@@ -55,7 +55,8 @@ _fallback_router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 class SiteRoutes(BaseRoute):
     """Combines all routes below `UI_PREFIX` in a single route, so that an application compares requests for other paths
-    with only one route. All applications of a process share the routes."""
+    with only one route. All applications of a process share the routes. With `include_router`, FastAPI would prepare
+    the routes again for each application."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Returns the match of the first page route that matches the path and the method, and what this page route adds

@@ -9,8 +9,8 @@ request*. Each "not found" error, such as BlobUnknown, has an *unconfirmed* vari
 variant is raised if the content may exist, for example because a proxy or firewall possibly sent the "not found".
 
 Content with a digest is the same at all endpoints. For such content, requests are made with `any_endpoint`: if one
-endpoint does not have the content, the next one is tried. For tags and lists, a "not found" from the first endpoint is
-raised, and no other endpoint is tried.
+endpoint does not have the content, the next one is tried. For tags and lists, a "not found" from the first endpoint in
+the settings is raised, and no other endpoint is tried.
 """
 
 from __future__ import annotations
@@ -255,9 +255,9 @@ class HttpUpstreamClient:
         - `expected_size`: the size of the whole blob in bytes, used if the response does not state the size. None: a
           response that does not state the size is refused.
 
-        Raises BlobUnknown, RangesUnsupported (the upstream sends only whole blobs), BlobLengthWrong (the response is
-        not as long as `expected_size`), the errors of a failed upstream request, and the errors of the sink. After a
-        cancellation the sink is not called again."""
+        Raises BlobUnknown, RangesUnsupported (the upstream sends only whole blobs), BlobLengthWrong (the response does
+        not state the size, and is not as long as `expected_size`), the errors of a failed upstream request, and the
+        errors of the sink. After a cancellation the sink is not called again."""
         range_value = range_header(span)
         range_headers = {"Range": range_value} if range_value else {}
         loop = asyncio.get_running_loop()
@@ -327,8 +327,8 @@ class HttpUpstreamClient:
 
     async def check_login(self) -> None:
         """Checks the configured login with GET `/v2/`. If the upstream requires a token, requests one without a scope,
-        as `docker login` does. Uses no cached token, because a cached token does not show whether the password still
-        works.
+        as `docker login` does: some token services accept only scopes of repositories. Uses no cached token, because a
+        cached token does not show whether the password still works.
 
         Raises Denied if the upstream or its token service refuses the login, NameUnknown if GET `/v2/` is not found,
         and the other errors of a failed upstream request."""

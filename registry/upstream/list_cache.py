@@ -75,7 +75,8 @@ class ListCache(Generic[T]):
         self, key: str, read_list: Callable[[], Coroutine[Any, Any, CompleteList[T]]], *, is_first_page: bool
     ) -> Sequence[T]:
         """Returns the items of the list `key`, from the cache or from `read_list`. `is_first_page`: whether the client
-        requests the first page. If so, a cached list that took only one upstream request is not used.
+        requests the first page. If so, a cached list that took only one upstream request is not used: the list may have
+        changed, and reading it costs little.
 
         Concurrent callers with the same key share one call of `read_list`. The cancellation of callers cancels this
         call only if all of them are cancelled before the call has sent a request. Raises the errors of `read_list`, and

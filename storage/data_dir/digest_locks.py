@@ -11,7 +11,7 @@ from pathlib import Path
 
 from storage.data_dir.blocking_calls import as_storage_errors, result_or_close
 from storage.data_dir.disk import Disk
-from storage.data_dir.locks import PollBackOff, try_lock_file
+from storage.data_dir.locks import PollBackOff, try_flock
 from storage.data_dir.system import DISK_FULL_ERRNOS
 from storage.names import Digest
 
@@ -42,7 +42,7 @@ class FileDigestLocks:
                 # Polls, because waiting in threads could use up the thread pool. The holder of the lock needs a thread
                 # for its disk operations.
                 back_off = PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-                while not try_lock_file(fd):
+                while not try_flock(fd):
                     await back_off.pause()
                 yield
             finally:

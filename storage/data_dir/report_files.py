@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from storage.data_dir.layout import Layout
-from storage.data_dir.locks import lock_file, try_lock_file, unlock_file
+from storage.data_dir.locks import lock_flock, try_flock, unlock_flock
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 MAX_REPORT_BYTES: Final = 64 * 1024 - 8
@@ -60,7 +60,7 @@ class ReportFile:
         self._path = directory / f"{os.getpid()}-{secrets.token_hex(4)}"
         self._fd = system.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            lock_file(self._fd)  # waits while `_is_locked` in another process holds a lock
+            lock_flock(self._fd)  # waits while `_is_locked` in another process holds a lock
             system.allocate(self._fd, _INITIAL_FILE_BYTES)
         except OSError:
             self.close()
@@ -141,9 +141,9 @@ def _read(fd: int) -> bytes | None:
 
 def _is_locked(fd: int) -> bool:
     """Returns whether another process holds the file's lock. `fd`: a descriptor that does not hold the lock."""
-    if not try_lock_file(fd, shared=True):
+    if not try_flock(fd, shared=True):
         return True
-    unlock_file(fd)
+    unlock_flock(fd)
     return False
 
 

@@ -23,7 +23,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final, TypeVar
 
-from storage.data_dir.locks import Flock, try_lock_file, unlock_file
+from storage.data_dir.locks import Flock, try_flock, unlock_flock
 from storage.data_dir.system import System
 from storage.errors import StorageFull
 from storage.human_text import size_text
@@ -183,11 +183,11 @@ class Reserve:
         try:
             with suppress(OSError):
                 self._open(os.O_CREAT)
-                if self._fd >= 0 and try_lock_file(self._fd):
+                if self._fd >= 0 and try_flock(self._fd):
                     try:
                         self._extend()
                     finally:
-                        unlock_file(self._fd)
+                        unlock_flock(self._fd)
                     return self.is_whole
             return False
         finally:

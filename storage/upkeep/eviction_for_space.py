@@ -30,8 +30,9 @@ happens every 30 s (btrfs(5), "commit")."""
 FIRST_PAUSE_SECONDS: Final = 300.0
 LONGEST_PAUSE_SECONDS: Final = 86_400.0
 PAUSE_FACTOR: Final = 4
-"""Each pause is longer than the previous pause by this factor, up to `LONGEST_PAUSE_SECONDS`. An eviction with an
-effect resets the next pause to `FIRST_PAUSE_SECONDS`."""
+"""Each pause is longer than the previous pause by this factor, up to `LONGEST_PAUSE_SECONDS`. So evictions without an
+effect remove only a small part of the cache each day. An eviction with an effect resets the next pause to
+`FIRST_PAUSE_SECONDS`."""
 log = logging.getLogger("storage.eviction")
 
 

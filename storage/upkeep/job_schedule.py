@@ -54,12 +54,11 @@ async def queue_jobs(
 
 
 async def _is_due(jobs: Jobs, kind: str, interval_seconds: float, now: float) -> bool:
-    """Returns whether to queue a job of the kind:
+    """Returns whether to queue a job of the kind. Returns True in two cases:
 
-    - True if there is no job of the kind.
-    - False if the newest job of the kind is queued or running.
-    - True if the newest job was added at least `interval_seconds` ago, or at a time in the future. Such a time is wrong
-      (`storage.future_times`)."""
+    - There is no job of the kind.
+    - The newest job of the kind has ended, and was added at least `interval_seconds` ago or at a time in the future.
+      Such a time is wrong (`storage.future_times`)."""
     newest = (await jobs.jobs(None, 1, kind)).items
     if not newest:
         return True

@@ -13,7 +13,8 @@ allows in this time."""
 MAX_SLEEP_SECONDS: Final = 1.0
 """Longest sleep. `ReadRate.wait` divides a longer wait into several sleeps."""
 MIN_SLEEP_SECONDS: Final = 0.001
-"""`ReadRate.wait` returns if less than this time remains. The next call of `wait` waits for the rest."""
+"""`ReadRate.wait` returns if less than this time remains, because a shorter sleep usually overshoots. The next call of
+`wait` waits for the rest."""
 
 
 class ReadRate:

@@ -8,7 +8,8 @@ share. A backup waits until it holds all removal slots, then copies the metadata
 slots. If a process dies, its slots become free.
 
 A backup that waits for slots keeps the collectors from taking new slots. So the backup waits only until the running
-removals have ended.
+removals have ended. Without the slots, a backup could begin between a collector's check that no backup runs and the
+removal.
 """
 
 from __future__ import annotations

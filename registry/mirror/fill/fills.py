@@ -85,7 +85,7 @@ class Fills:
         """Returns the fill of a blob for `repo`: the separate fill if `is_separate` is true, otherwise the shared fill.
         Starts the fill if it is not running. Adds `repo` to the fill's repositories.
 
-        If `is_separate` is false, also uses the separate fill if both statements are true:
+        If `is_separate` is false, returns the separate fill instead of the shared fill if both statements are true:
 
         - The shared fill is not running, or has no response.
         - The separate fill is running, and has a response or requests the blob from `repo`."""

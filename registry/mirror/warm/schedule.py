@@ -109,8 +109,8 @@ async def _run_rounds_of_all_upstreams(settings: WarmSettings, locate: Locate, f
 
 async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[str | None, list[ImageReference]]:
     """Returns the images to warm, by the name of their upstream. The key None stands for the images for which
-    `_find_upstream` returns None. If the images cannot be read or looked up, logs the error and returns an empty
-    dict."""
+    `_find_upstream` returns None. If the list of images cannot be read or is not valid, or after an unexpected error,
+    logs the error and returns an empty dict."""
     images_by_upstream: dict[str | None, list[ImageReference]] = {}
     try:
         from_file = read_references(settings.file) if settings.file else []

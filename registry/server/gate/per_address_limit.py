@@ -93,7 +93,7 @@ class PerAddressLimit:
         self._own_column = column
 
     def admit(self, address: str) -> AdmittedConnection:
-        """Counts a connection from `address`. Raises TooManyConnections if the address has too many connections."""
+        """Counts a connection from `address`. Raises TooManyConnections if the address is at its limit."""
         network = network_of(plain_address(address))
         if self._own_column is None:
             return AdmittedConnection(self, network)

@@ -29,7 +29,8 @@ from registry.server.server_log import log, set_up_server_logging
 
 _THREAD_JOIN_SECONDS = 2.0
 """How long the server waits for the application's threads after the event loop has ended. The exit of the process then
-kills the remaining threads. No data is lost: a request is acknowledged only when its data is on the disk."""
+kills the remaining threads. No acknowledged data is lost: a request is acknowledged only when its data is on the
+disk."""
 
 
 def serve(

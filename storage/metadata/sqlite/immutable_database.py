@@ -25,7 +25,7 @@ import apsw
 
 from storage.data_dir.blocking_calls import UncancellableFuture
 from storage.data_dir.layout import Layout
-from storage.data_dir.locks import try_lock_file, unlock_file
+from storage.data_dir.locks import try_flock, unlock_flock
 from storage.data_dir.reserve import ReserveUse
 from storage.errors import StorageFull
 from storage.metadata.sqlite.commit_thread import Change
@@ -62,7 +62,7 @@ class ImmutableDatabase:
         empty or another process is writing. Also raises apsw.Error, OSError."""
         self._lock = os.open(layout.metadata_lock, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if not try_lock_file(self._lock, shared=True):
+            if not try_flock(self._lock, shared=True):
                 raise StorageFull(DISK_FULL_TEXT)
             if _size(Path(f"{layout.metadata}-wal")):
                 raise StorageFull(_LOG_NOT_EMPTY_TEXT)
@@ -78,7 +78,7 @@ class ImmutableDatabase:
         return wrong data while the file changes."""
         self._retired = True
         self.db.set_exec_trace(_refuse_statement)  # refuses reads that use `db` without `connection_at`
-        unlock_file(self._lock)
+        unlock_flock(self._lock)
 
     def close(self) -> None:
         """Closes the connection and releases the lock."""

@@ -74,8 +74,8 @@ class _BlobOutcomes:
 
     - `copied`: number of blobs that the backup copied. `copied_bytes`: number of copied bytes.
     - `present`: number of blobs that the directory had already.
-    - `damaged`: blobs that the registry had recorded as damaged.
-    - `not_copied`: other blobs that could not be copied."""
+    - `damaged`: other blobs, which the registry had recorded as damaged.
+    - `not_copied`: the remaining blobs, which could not be copied."""
 
     copied: int = 0
     copied_bytes: int = 0

@@ -37,7 +37,7 @@ from typing import Any, Final, TypeVar
 
 from storage.backups import BackupFailed, SnapshotTotals
 from storage.data_dir.durable_files import make_directories, make_directory_and_parents, sync_directory, write_fully
-from storage.data_dir.locks import try_lock_file, unlock_file
+from storage.data_dir.locks import try_flock, unlock_flock
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 from storage.future_times import is_future
 from storage.names import ALGORITHMS, Digest
@@ -221,7 +221,7 @@ class BackupDirectory:
             yield  # the directory may be a copy without the lock file; the next backup creates the file
             return
         try:
-            if not try_lock_file(fd, shared=shared):
+            if not try_flock(fd, shared=shared):
                 current_holder = os.pread(fd, _MAX_LOCK_TEXT_BYTES, 0).decode(errors="replace") or "another process"
                 raise BackupFailed(f"{current_holder} is using {self.root}; try again when it has ended")
             if not shared:
@@ -229,7 +229,7 @@ class BackupDirectory:
                 os.pwrite(fd, holder.encode()[:_MAX_LOCK_TEXT_BYTES], 0)
             yield
         finally:
-            unlock_file(fd)
+            unlock_flock(fd)
             os.close(fd)
 
     def add_snapshot(self, now: float) -> str:

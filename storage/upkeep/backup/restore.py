@@ -27,7 +27,7 @@ from typing import Any, Final
 from storage.backups import BackupFailed, DatabaseSnapshot, SnapshotBlob, Snapshots
 from storage.data_dir import durable_files
 from storage.data_dir.layout import Layout
-from storage.data_dir.locks import try_lock_file
+from storage.data_dir.locks import try_flock
 from storage.data_dir.system import System
 from storage.future_times import is_future
 from storage.jobs import JSON
@@ -183,7 +183,7 @@ def _locked_data_dir(layout: Layout, snapshot: str, system: System) -> Iterator[
     with ExitStack() as stack:
         fd = with_backup_errors(f"cannot restore into {layout.root}", lambda: _open_marker(layout, system))
         stack.callback(os.close, fd)
-        if not try_lock_file(fd):
+        if not try_flock(fd):
             raise BackupFailed(f"another process is restoring into {layout.root}; wait until it has ended")
         marker: Any = {}
         with suppress(ValueError):

@@ -317,5 +317,6 @@ def tag_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: in
 
 
 def _is_from_trigger(error: apsw.ConstraintError) -> bool:
-    """Returns whether `error` comes from a trigger that refuses changes beyond a quota."""
+    """Returns whether `error` comes from a trigger that refuses changes beyond a quota. SQLite has then rolled back the
+    changes of the statement."""
     return _QUOTA_MESSAGE in str(error)
