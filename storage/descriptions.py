@@ -31,8 +31,7 @@ class Descriptions(Protocol):
     """The descriptions, which all processes share. `repo` is the stored name of the repository."""
 
     async def find_description(self, repo: RepositoryName) -> Description | None:
-        """Returns the description; None if the repository never had one. A removed description has an empty
-        text."""
+        """Returns the description; None if the repository never had one. A removed one has an empty text."""
         ...
 
     async def put_description(

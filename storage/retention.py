@@ -78,8 +78,9 @@ class TagFacts:
 @dataclass(frozen=True, slots=True)
 class TagPosition:
     """The position of a tag in a repository's list of tags, newest first. The list is sorted by the time of the last
-    push. A tag whose last push is in the future (`storage.future_times`) is sorted by `TagFacts.order_time` instead.
-    Tags that were pushed at the same time are sorted by name.
+    push. A tag whose last push is in the future (`storage.future_times`) is sorted by `TagFacts.order_time` instead:
+    it would otherwise be the newest tag until the clock reaches that time. Tags that were pushed at the same time are
+    sorted by name.
 
     `pushed`, `name`, `order_time`: the fields of the tag's `TagFacts`. `future_start`: when the list was read, all
     times after this one were in the future."""

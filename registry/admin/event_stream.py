@@ -45,7 +45,8 @@ MAX_STREAMS: Final = 64
 """Largest number of open streams in one process."""
 MAX_STREAMS_PER_VISITOR: Final = 4
 """Largest number of open streams of one *visitor* in one process. A visitor is an account or, for clients without a
-login, the network of the client's IP address."""
+login, the network of the client's IP address. So a program that forgets to close its streams cannot use up all
+streams."""
 _RETRY_SECONDS: Final = 30
 """The value of the header `Retry-After` when the server refuses a stream."""
 KEEP_ALIVE_SECONDS: Final = 15.0

@@ -103,8 +103,7 @@ class ScrubStatus(BaseModel):
 
 
 class QuarantinedResponse(BaseModel):
-    """Damaged bytes of a blob that the registry keeps for inspection. `damaged`: false if intact bytes of the blob were
-    stored in the meantime."""
+    """Damaged bytes of a blob that the registry keeps for inspection. `damaged`: whether the blob is still damaged."""
 
     digest: str
     place: str = Field(description="Where the bytes are: a path in the data directory, if blobs are stored as files")

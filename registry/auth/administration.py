@@ -49,7 +49,8 @@ _GROUPS_PER_PAGE = 1000
 MAX_NOTE_CHARACTERS = 200
 """The largest number of characters in a note."""
 MAX_API_TOKEN_SECONDS = 36525 * 86400.0
-"""The longest lifetime of an API token: a hundred years."""
+"""The longest lifetime of an API token: a hundred years. A later expiry can be a date that programs cannot
+represent."""
 _PASSWORD_LETTERS = "abcdefghjkmnpqrstuvwxyz123456789"
 """The letters and digits of generated passwords. i, l, o and 0 are missing, because each looks like another character.
 The number of characters must divide 256: a random byte then selects each character with the same probability."""

@@ -1,4 +1,5 @@
-"""Shortens the texts in an image's config and annotations so that they fit on a page (`TextBudget`)."""
+"""Shortens the texts in an image's config and annotations so that they fit on a page (`TextBudget`). An image can
+have labels of a megabyte, or thousands of labels."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ T = TypeVar("T")
 INTERRUPTED = "interrupted"
 """The default reason that an interrupted command prints on stderr, after `entrepot: `."""
 CLEANUP_SECONDS = 3.0
-"""Maximum number of seconds for the cleanup after the first signal."""
+"""Maximum number of seconds for the cleanup after the first signal. After a longer cleanup, the command would seem to
+hang."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR_AND_END_LINE = b"\x1b[?25h\n"
 """Written to a terminal before the command's last line. Shows the cursor, which a progress bar hides, and ends the line

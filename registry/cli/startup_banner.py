@@ -48,7 +48,7 @@ def docker_address(listener: socket.socket) -> str:
 
 
 def _add_account_command(settings: Settings) -> str:
-    """Returns the command that adds the first account, an administrator."""
+    """Returns the command that adds the first account, an administrator, to this data directory."""
     data_option = f" --data {shlex.quote(str(settings.data.resolve()))}" if settings.data != Path("data") else ""
     return f"entrepot user add NAME --admin{data_option}"
 

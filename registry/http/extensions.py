@@ -48,7 +48,7 @@ NameUnknown, Unauthorized."""
 
 
 async def list_extensions(exchange: Exchange) -> None:
-    """Sends the list of the registry's extensions. All clients get the same list."""
+    """Sends the list of the registry's extensions. Checks no right: all clients get the same list."""
     await exchange.send_whole(200, _EXTENSIONS, JSON, REVALIDATE)
 
 
@@ -65,7 +65,7 @@ async def list_history(exchange: Exchange, read: ReadHistory) -> None:
     limit = DEFAULT_ENTRIES if requested is None else min(requested, MAX_ENTRIES)
 
     async def make_response() -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        # For `n=0`, reads one entry and drops the entry, because `read` has to check the request's rights.
+        # Calls `read` also for `n=0`, because `read` checks the request's rights. Then drops the one entry.
         page = await read(exchange.repo, tag, last, max(limit, 1))
         changes = page.items[:limit]
         headers = [JSON, REVALIDATE]

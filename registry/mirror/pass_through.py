@@ -165,7 +165,7 @@ class _Buffer:
             self._changed.notify_all()
 
     def digest(self) -> Digest:
-        """Returns the digest of the bytes that have arrived. Only if the whole blob is requested."""
+        """Returns the digest of the bytes that have arrived. Call this only if the whole blob is requested."""
         return self._running_digest.digest()
 
 

@@ -22,7 +22,7 @@ CATALOGUES: Final = {"zh-Hans": LOCALE_FOLDER / "zh_Hans.po"}
 _RANGE: Final = re.compile(r"\s*([A-Za-z]{1,8})(?:-[A-Za-z0-9-]{1,32})?\s*(?:;\s*q=([01](?:\.\d{0,3})?)\s*)?")
 """A language range with its weight (RFC 9110, 12.5.4). The groups are the primary language and the weight."""
 _MAX_RANGES: Final = 30
-"""The largest number of ranges that are read from an Accept-Language header."""
+"""The largest number of ranges that are read from an Accept-Language header. Browsers send a few."""
 
 
 def negotiate_language(chosen: str, accept_language: str) -> str:
@@ -31,7 +31,7 @@ def negotiate_language(chosen: str, accept_language: str) -> str:
 
     Returns `chosen` if it is a key of `LANGUAGES`. Otherwise returns the language with the highest weight in the
     header, or `DEFAULT_LANGUAGE` if the header names no language of `LANGUAGES`. Every variant of Chinese selects
-    `zh-Hans`."""
+    `zh-Hans`, because readers of all variants prefer it to English."""
     if chosen in LANGUAGES:
         return chosen
     languages = {tag.partition("-")[0]: tag for tag in LANGUAGES}  # by primary language, such as `zh`

@@ -85,7 +85,7 @@ def warm_work(store: StoredRegistry, router: Router) -> Work:
 
 
 def _outcome(image: ImageReference, result: WarmResult) -> dict[str, Any]:
-    """Returns the outcome of one image as a JSON object. The fields are those of `WarmResult`."""
+    """Returns the outcome of one image as a JSON object: the name of the image, and some fields of `WarmResult`."""
     return {
         "image": str(image),
         "fetched": result.fetched,

@@ -77,7 +77,8 @@ def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
     """Limits the received bytes that wait in memory: after each read from the socket, the connection stops reading
     until its user asks for more bytes. Without the limit, up to 32 reads of 256 KiB would wait for each connection.
 
-    httpcore2 and anyio have no public API for this limit, so the function uses their private attributes.
+    httpcore2 and anyio have no public API for this limit, so the function uses their private attributes. If these
+    attributes change, any test that opens a connection fails with an AttributeError.
     """
     raw: Any = stream._stream  # type: ignore[attr-defined]
     transport, protocol = raw._transport, raw._protocol
@@ -192,7 +193,7 @@ class ProxiedTransport(httpx2.AsyncHTTPTransport):
 def _close_failed_tunnels(pool: Any) -> None:
     """Changes the connection pool `pool` of a proxy. If the TLS handshake with an https server fails or is cancelled,
     the pool then closes the tunnel to the server. httpcore2 itself would count this tunnel as a connection in use for
-    ever."""
+    ever. After `max_connections` such tunnels, all later requests would wait for ever."""
     create = pool.create_connection
 
     def create_connection(target: httpcore2.Origin) -> Any:

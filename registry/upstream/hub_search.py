@@ -67,8 +67,8 @@ class UpstreamSearch:
     """The search of one upstream. An instance may be used from one event loop only."""
 
     def __init__(self, upstream: Upstream, api: ApiClient, clock: Callable[[], float]) -> None:
-        """The setting `search` of `upstream` is the URL of the search. `api` sends the requests, and
-        is closed by `aclose`. `clock` returns seconds, and never goes back."""
+        """The setting `search` of `upstream` is the URL of the search. `api` sends the requests; `aclose`
+        closes it. `clock` returns seconds, and never goes back."""
         assert upstream.search is not None
         self.upstream_name = upstream.name
         self._url = upstream.search

@@ -23,7 +23,7 @@ def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
     another origin, and a registry behind a proxy may put its internal origin into the link.
 
     Raises UpstreamUnavailable if the header has more than MAX_URL_LENGTH characters, or if the link to the next page is
-    not valid."""
+    not valid. If this function returned None instead, the list would be incomplete without notice."""
     link_field = headers.get("link", "")
     if len(link_field) > MAX_URL_LENGTH:
         raise UpstreamUnavailable(

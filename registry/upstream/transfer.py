@@ -6,7 +6,7 @@ receives the bytes. Any other thread can abandon the transfer, even while the tr
 
 `SocketBody` copies the bytes that have arrived into a buffer of the caller. It reads from the `http.client` response
 that urllib3's response wraps, because urllib3's `readinto` waits until the buffer is full, and urllib3's `read1`
-allocates too much memory.
+allocates memory of the size of the buffer for each TLS record.
 
 `range_header` and `response_span` convert between spans and the headers of range requests (RFC 9110, 14).
 """

@@ -81,9 +81,8 @@ class JobContext:
         save_now: bool = False,
     ) -> None:
         """Updates the fields of the progress whose arguments are not None. Writes the progress to the store if the last
-        write was at least `SAVE_SECONDS` ago, or if `save_now` is true. If somebody
-        has requested to stop the job, raises JobStopped after the write. Call this method only where the work can be
-        interrupted."""
+        write was at least `SAVE_SECONDS` ago, or if `save_now` is true. Raises JobStopped after a
+        write if somebody has requested to stop the job. Call this method only where the work can be interrupted."""
         changes: dict[str, Any] = {"done": done, "total": total, "unit": unit, "message": message, "position": position}
         self.progress = replace(self.progress, **{name: value for name, value in changes.items() if value is not None})
         if self._on_progress is not None:

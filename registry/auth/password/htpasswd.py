@@ -119,7 +119,8 @@ class _RunningParse:
 
     def find(self, name: str) -> HtpasswdLine | None:
         """Returns the first valid line of the account `name`, or None if there is none. Searches the text without
-        parsing the other lines. Does not find a line with a space before the name."""
+        parsing the other lines. Does not find a line with a space before the name: such a line takes effect when the
+        thread has finished."""
         start, needle = 0, f"\n{name}:"
         text = self.text
         # The loop below does not find the first line, because no line feed precedes it.

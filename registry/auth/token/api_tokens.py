@@ -25,7 +25,8 @@ _ID_LENGTH, _SECRET_LENGTH = 12, 43
 _TOKEN_FORM: Final = re.compile(rf"ent_([0-9A-Za-z]{{{_ID_LENGTH}}})_([0-9A-Za-z]{{{_SECRET_LENGTH}}})")
 """The text of an API token. The groups are the id and the secret."""
 _USE_RECORD_SECONDS: Final = 3600.0
-"""Shortest time in seconds between two records of a token's last use."""
+"""Shortest time in seconds between two records of a token's last use. It is short enough to see which tokens are in
+use."""
 
 MakeRandomBytes = Callable[[int], bytes]
 """A function that returns the given number of random bytes."""

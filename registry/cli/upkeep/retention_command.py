@@ -1,5 +1,6 @@
 """The command `entrepot retention`. `apply` deletes the tags and untagged manifests that no retention rule in the
-settings keeps. `preview` shows what `apply` would delete. In a repository without a rule, all tags are kept."""
+settings keeps. `preview` shows what `apply` would delete, and which tags it would keep. In a repository without a rule,
+all tags are kept."""
 
 from __future__ import annotations
 

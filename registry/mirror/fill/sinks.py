@@ -115,7 +115,8 @@ class WholeSink:
 
 def check_response(endpoint: str, untrusted: UntrustedEndpoints, size: int, expected_size: int) -> None:
     """Raises UpstreamUnavailable if the endpoint is untrusted. Raises BlobSizeWrong if `size`, the size of the blob
-    according to the response, is not `expected_size`. Both sizes are in bytes."""
+    according to the response, is not `expected_size`: the response may be an error page, or the manifest may state a
+    wrong size. Both sizes are in bytes."""
     if endpoint in untrusted:
         raise untrusted[endpoint]
     if size != expected_size:

@@ -324,9 +324,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._on_timeout(reason)
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Describes the connection as a candidate for eviction: the server can close it to make room for another
-        connection. Returns None if the connection must stay open, is lost or evicted, or is being closed without TLS.
-        `now`: see `check_timeouts`."""
+        """Describes the connection as a candidate for eviction (`evict`). `now`: see `check_timeouts`. Returns None if
+        the connection must stay open, is lost or evicted, or is being closed without TLS. Over TLS, a connection that
+        is being closed still waits for its client, so it can be a candidate."""
         if self._is_evicted or self not in self._worker.state.connections:
             return None
         if self._transport.is_closing() and not self._context.is_tls:

@@ -4,8 +4,9 @@ First, the supervisor (the parent process of the workers) starts a process of th
 process checks whether the new version can take over. If the check fails, the old version continues unchanged. If it
 succeeds, the supervisor executes the new version in the supervisor's own process (execve(2)).
 
-The supervisor's process keeps its pid, its child processes, and the open files that the old version hands over. The
-workers of the old version continue to serve until the new version has replaced them.
+The supervisor's process keeps its pid, its child processes, and the open files that the old version hands over. So a
+service manager, container or terminal that watches the process notices no change. The workers of the old version
+continue to serve until the new version has replaced them.
 """
 
 from __future__ import annotations

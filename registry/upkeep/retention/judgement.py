@@ -98,7 +98,7 @@ class RetentionJudge:
         Begins after the tag name `after`; None: begins with the first tag. One read of the store returns all tags of a
         page."""
         oldest_kept = await self._retention.nth_newest(repo, rule.keep_last) if rule.keep_last else None
-        # `keep_pulled_within` counts only the time in which a server recorded pulls.
+        # `keep_pulled_within` counts only the time in which a server recorded pulls: nobody can pull without a server.
         recorded = await self._retention.recorded_periods()
         pulls_since = recorded.start_of_window(rule.keep_pulled_within, now)
         is_immutable = self.immutable_tags.in_repository(repo)

@@ -8,8 +8,9 @@ partial blob. The *state file* of the partial blob says which bytes are stored. 
 - the owner has started to request bytes from a certain repository (one flag for each repository)
 - the upstream has started to send
 
-For each flag, the state file has one byte. The flag is set while any process holds a lock on the byte. The content of
-the byte has no meaning. When a process dies, the kernel releases its locks.
+Each flag belongs to the byte at a certain offset of the state file, which may lie beyond the end of the file. The flag
+is set while any process holds a lock on this byte. Setting a flag therefore writes nothing to the disk. When a process
+dies, the kernel releases its locks.
 """
 
 from __future__ import annotations

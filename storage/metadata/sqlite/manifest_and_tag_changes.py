@@ -3,7 +3,7 @@
 Each function runs inside a transaction on the given connection. A change becomes durable when
 `storage.metadata.sqlite.commit_thread.CommitThread` commits the transaction afterwards.
 
-- `by`: the client that makes the change. `now`: the time in seconds since 1970.
+- `by`: who makes the change. `now`: the time in seconds since 1970.
 - `repo`: the name of a repository. `repository`: its row id.
 - The *tag history*, a part of the audit log, records each change of a tag.
 """
@@ -177,8 +177,8 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
 
 
 def _json_array(digests: Iterable[Digest]) -> str:
-    """Returns the digests as a sorted JSON array, for SQLite's function `json_each`."""
-    # No character of a digest needs escaping in JSON.
+    """Returns the digests as a sorted JSON array, for SQLite's function `json_each`. One statement then handles all
+    digests, without Python's global interpreter lock. No character of a digest needs escaping in JSON."""
     return '["' + '","'.join(sorted(digests)) + '"]'
 
 

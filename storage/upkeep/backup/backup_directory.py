@@ -207,8 +207,8 @@ class BackupDirectory:
 
     @contextmanager
     def locked(self, holder: str, *, shared: bool = False) -> Iterator[None]:
-        """Context manager that holds the lock on the directory. If another process holds it, raises BackupFailed,
-        whose text names the holder.
+        """Context manager that holds the lock on the directory. Raises BackupFailed if another process holds the lock,
+        unless both processes share it. The text of the error names the holder.
 
         - `holder`: the name of this process in the errors of other processes.
         - `shared`: False for a process that writes; the lock is then exclusive. True for a process that only reads;

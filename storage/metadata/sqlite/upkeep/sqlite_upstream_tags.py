@@ -1,7 +1,7 @@
 """Stores the history of mirrored tags in the metadata database (`SqliteUpstreamTags`).
 
-- A *sighting* is the time at which the mirror first saw a tag at a digest, and the digest. The mirror adds a sighting
-  when it sees a tag for the first time, and when it sees that the tag has moved to another digest.
+- A *sighting* is a time and a digest: at this time, the mirror saw that a tag points at this digest. The tag was new,
+  or had moved from another digest.
 - A *frozen* tag keeps its digest in this registry even if the tag moves at the upstream.
 """
 
@@ -73,7 +73,7 @@ class SqliteUpstreamTags:
         scans: ScanThread | ImmutableScans,
     ) -> None:
         """- `db`: the connection for short reads, which run on the event loop.
-        - `cache`: keeps the results of `find_frozen_tag` in memory.
+        - `cache`: keeps the results of `find_frozen_tag` in memory. The mirror calls it at each request for a tag.
         - `writer`: runs changes.
         - `clock`: returns the time in seconds since 1970.
         - `scans`: runs long reads in a thread."""
