@@ -33,7 +33,7 @@ class Flight(asyncio.Task[T]):
     """A task of `SingleFlight`.
 
     - `callers`: how many callers wait for its result.
-    - `is_kept`: whether the task continues even without callers. `SingleFlight.start` and `note_sending` set this.
+    - `is_kept`: whether the task always continues without callers. `SingleFlight.start` and `note_sending` set this.
     - `is_waiting`: whether the task waits to send a request."""
 
     callers = 0

@@ -15,8 +15,8 @@ from storage.errors import BlobUploadUnknown, DigestInvalid, NameInvalid, TagInv
 DEFAULT_TAG = "latest"
 """The tag to use for a reference that states neither a tag nor a digest."""
 MAX_NAME_LENGTH = 255
-"""Longest valid repository name, in characters. Many clients refuse longer names (OCI distribution spec, "Pulling
-manifests")."""
+"""Longest valid repository name, in characters. Many clients allow at most 255 characters for the host, a slash and the
+name together (OCI distribution spec, "Pulling manifests")."""
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")

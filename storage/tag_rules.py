@@ -63,7 +63,8 @@ def nothing_immutable(tag: str) -> bool:
 class ImmutableTags:
     """Tells which tags are immutable.
 
-    - `rules`: a tag is immutable if a rule matches the tag and the tag's repository is not mirrored.
+    - `rules`: a tag is immutable if a rule matches the tag and the tag's repository is not mirrored. The tags of a
+      mirrored repository follow the upstream.
     - `mirrored`: the names of the upstream registries that this registry mirrors. In the store, the first
       segment of a mirrored repository's name is the name of the upstream."""
 

@@ -74,7 +74,8 @@ class UpstreamTags(Protocol):
 
     async def save_sightings(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> None:
         """Replaces the stored sightings of the tag by `sightings`, whose times must increase. The caller makes sure
-        that no other process changes the sightings of the tag meanwhile. A power cut may undo the change."""
+        that no other process changes the sightings of the tag meanwhile. A power cut may undo the change. The mirror
+        then sees the new digest again, and stores a sighting with a later time."""
         ...
 
     async def moves(self, since: float, after: UpstreamTagMove | None, limit: int) -> Sequence[UpstreamTagMove]:

@@ -49,9 +49,9 @@ _MAX_ATTRIBUTE_CHARACTERS: Final = 128 * 1024
 """Largest number of characters in the addresses and titles of all links together. In the HTML, each use of a link
 definition repeats its address and title."""
 _MAX_NESTING: Final = 20
-"""A top-level block with this many levels of nested quotes is shown as plain text, with all blocks after it. A nested
-list counts as two levels. `_BoundedBlockParser` checks this limit, because the parser's own check (`maxNesting`) would
-drop the text at the deeper levels."""
+"""A top-level block with this many or more levels of nested quotes is shown as plain text, with all blocks after it. A
+nested list counts as two levels. `_BoundedBlockParser` checks this limit, because the parser's own check (`maxNesting`)
+would drop the text at the deeper levels."""
 # The HTML elements, their attributes and the URL schemes that may remain in the rendered HTML.
 _ALLOWED_ELEMENTS: Final = frozenset(
     {
@@ -115,7 +115,7 @@ class _TooComplex(Exception):
 
 
 class _Budget:
-    """The amount of work that may be done for one text. `spend` raises _TooComplex if less than its amount is left."""
+    """The amount of work that may be done for one text. `spend` raises _TooComplex if more is spent than is left."""
 
     def __init__(self, amount: int) -> None:
         self._remaining = amount

@@ -39,8 +39,9 @@ def _send_request(settings: Settings, action: str) -> None:
     """Sends the request `action` to the server that uses the data directory, and prints the response. If no server uses
     the data directory, or if the server refuses the request, prints the reason and ends the command with exit code 1.
 
-    Does not switch from root to the owner of the data directory: the owner may have no access to a parent directory.
-    For example, systemd with DynamicUser puts the data directory below /var/lib/private, which only root can enter."""
+    Does not switch from root to the owner of the data directory, because it creates no files, and the owner may have no
+    access to a parent directory. For example, systemd with DynamicUser puts the data directory below /var/lib/private,
+    which only root can enter."""
     from registry.server.process.control_socket import ControlUnavailable, ask_server
     from storage.composition import layout_of
 

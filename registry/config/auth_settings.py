@@ -19,8 +19,8 @@ from storage.access import AccountInvalid, AccountName
 DEFAULT_SERVICE = "entrepot"
 """The name of this registry in tokens and challenges if neither `service` nor `public_url` is set."""
 ASYMMETRIC_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""The signature algorithms that tokens of other services may have. All of them use a key pair. With an algorithm that
-uses a shared secret, such as HS256, an attacker could sign tokens with the service's public key as the secret."""
+"""The signature algorithms that tokens of other issuers may have. All of them use a key pair. With an algorithm that
+uses a shared secret, such as HS256, an attacker could sign tokens with the issuer's public key as the secret."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9._:/-]{1,255}")
 """The characters and the length of a service name."""

@@ -60,8 +60,8 @@ See `registry.http.www_authenticate.Authenticator.credential_key`."""
 class CachedAnswer:
     """A cached answer. Its status is 200.
 
-    - `headers_before_id` and `headers_after_id`: the headers before and after the request id header, which the server
-      adds to each response. Both are empty once the server has encoded them in `rendered`.
+    - `headers_before_id` and `headers_after_id`: the headers before and after the request id header, whose value is new
+      for each response. Both are empty once the server has encoded them in `rendered`.
     - `principal_name`: the name of the principal that the answer is for.
     - `has_account`: whether this principal is an account.
     - `pull`: the manifest that a request with this answer pulls; None: the request pulls no manifest.
@@ -84,7 +84,7 @@ class CachedAnswer:
     gets this answer."""
     log_fields: Any = None
     """`registry.telemetry.access_log` stores here the part that all log lines about this answer have in common. None
-    until the first log line is written."""
+    until the first of these lines is written."""
 
 
 class AnswerCache:

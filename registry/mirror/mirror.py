@@ -175,7 +175,8 @@ class Mirror(RefusingRegistry):
 
     async def recheck_young_tags(self) -> None:
         """Asks the upstream about each *young* tag (which moved less than its cooldown ago), even if the tag is fresh.
-        The mirror thus learns when the upstream moves a young tag away from a bad digest.
+        The mirror thus learns when the upstream moves a young tag away from a bad digest. Otherwise it could serve the
+        bad digest after the cooldown.
 
         - Near the upstream's rate limit, does not fetch the manifests of moved tags.
         - After an error about one tag, continues with the next tag.

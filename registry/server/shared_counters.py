@@ -79,7 +79,8 @@ class SharedRateLimiter:
     next request of the key would arrive if its requests arrived exactly at the allowed rate.
 
     If several processes count requests of one key at the same moment, some of these requests may stay uncounted. The
-    key can then exceed its rate by the number of uncounted requests.
+    key can then exceed its rate by the number of uncounted requests. This never leads to the refusal of a request that
+    is within the rate.
 
     After the death of a process, nothing has to be cleaned up.
     """

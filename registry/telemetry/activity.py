@@ -29,7 +29,7 @@ class ActivityCounts:
     """The activity of all processes of one server together.
 
     The shared memory also records how much of the activity is stored. If the process that stores the activity dies,
-    another process continues from this record."""
+    another process continues from this record. A restart that keeps the counts also keeps this record."""
 
     def __init__(self, plan: CellPlan, requests: Counter, mirror: MirrorMetrics) -> None:
         """Call `attach_memory` before any other method. `plan`: this object reserves its cells in it. `requests`:
@@ -64,7 +64,7 @@ class ActivityCounts:
 
     def record_stored(self, activity: Activity) -> None:
         """Records that `activity` is stored. Call this directly after storing it: if the process is killed between the
-        two steps, another process stores the activity again."""
+        two steps, another process stores the activity again. This does little harm: only charts show the activity."""
         for position, number in enumerate(astuple(activity)):
             self._cells.own[self._stored_position + position] += number
 

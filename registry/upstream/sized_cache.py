@@ -10,7 +10,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 ENTRY_BYTES = 256
-"""Memory that the cache counts for each entry in addition to its key and value."""
+"""Memory that the cache counts for each entry in addition to its key and value, so that small entries are not free."""
 
 
 class SizedCache(Generic[K, V]):

@@ -27,7 +27,7 @@ from storage.data_dir.system import DISK_FULL_ERRNOS, System
 MAX_REPORT_BYTES: Final = 64 * 1024 - 8
 """Largest size of a report. A report with its header has at most 64 KiB."""
 _INITIAL_FILE_BYTES: Final = 16 * 1024
-"""Disk space that is allocated for a new file."""
+"""Disk space that is allocated for a new file. A longer report needs more space, which a full disk may not have."""
 _HEADER_BYTES: Final = 8
 """Size of the header at the start of the file: the length of the report and its checksum, 4 bytes each."""
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

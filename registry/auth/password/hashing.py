@@ -5,7 +5,8 @@ hashes in an htpasswd file are bcrypt. A *hashing* is the computation of one has
 password. A hashing blocks for tens of milliseconds, so code on the event loop runs it with `HashingPool`.
 
 All workers together run at most two hashings at the same time, in threads of low priority. In each worker, a limited
-number of further hashings may wait. So many logins leave most of the processor time and memory to pushes and pulls.
+number of further hashings may wait. So even a large number of logins leaves most of the processor time and memory to
+pushes and pulls.
 """
 
 from __future__ import annotations
@@ -218,11 +219,14 @@ MAX_PARALLEL_HASHINGS: Final = 2
 most 38 MiB and two cores."""
 MAX_WAITING_CALLS: Final = 64
 """The largest number of calls of `HashingPool.run` and `HashingPool.start` that wait for a slot in one worker. With two
-slots and 30 ms for an argon2id hashing, the last of these calls waits for about a second."""
+slots and 30 ms for an argon2id hashing, the last of these calls waits for about a second, if no other worker uses the
+slots."""
 RESERVED_PLACES: Final = 8
 """The number of reserved places: places in one worker, in addition to `MAX_WAITING_CALLS`, for calls of sites with few
 calls. So one site cannot keep all other sites from logging in. A *site* is a network whose addresses may all belong to
-one customer of an internet provider (`registry.client_addresses.site_of`)."""
+one customer of an internet provider (`registry.client_addresses.site_of`). `MAX_WAITING_CALLS` has no limit per site,
+because all clients may belong to one site, such as a private network, or a proxy that `trusted_proxies` does not
+list."""
 MAX_RESERVED_PLACES_PER_SITE: Final = 2
 """A site with this many calls, in reserved and other places together, gets no reserved place."""
 RETRY_AFTER_SECONDS: Final = 2

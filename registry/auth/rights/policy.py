@@ -7,7 +7,8 @@ repositories whose names match a pattern. Grants only add rights; no grant takes
 The *epoch* is a number in the store. It increases when any worker changes an account, a group, a grant or a signing
 key, or revokes an API token. When the epoch has changed, this module computes rights again, from cached grants. The
 *version* of the grants is another number in the store. It increases only when a grant changes. When the version has
-changed, this module reads the grants from the store again.
+changed, this module reads the grants from the store again. Grants are cached because an account can have thousands of
+grants, and any account can change the epoch often, such as by revoking its own API tokens.
 
 To save memory, all principals to which the same grants apply share one `Rights` object, even if the principals have
 different epochs.

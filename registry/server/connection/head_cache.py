@@ -6,12 +6,12 @@ to the empty line). A head is found if its block is in the cache. The request li
 parse a request line of the usual form.
 
 Only parts of GET and HEAD requests without a body are cached, and only if the connection stays open after the request.
-A part is cached when its bytes arrive for the second time.
+A part is cached when its bytes arrive for the second time, so a part that arrives only once displaces no other part.
 
 Tokens and cookies must not stay in memory. So for a block with such a secret, the cache keeps a keyed hash instead of
 the block's bytes, and the offsets of the secret in the block instead of the secret. The hash is Python's `hash()` of
-`bytes` (SipHash), whose key is random for each process. Two blocks practically never have the same 64-bit hash. Blocks
-with a password and request lines with a query are not cached.
+`bytes` (SipHash), whose random key Python chooses when it starts. Two blocks practically never have the same 64-bit
+hash. Blocks with a password and request lines with a query are not cached.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ _SLOW_CLIENT_SECONDS = 8.0
 """While a client waits for memory to receive a file over TLS, each client that takes longer than this to receive one
 piece is cut off."""
 _MAX_WAIT_SECONDS = 600.0
-"""Longest time that a client waits for memory to receive a file over TLS."""
+"""Longest time that a client waits for memory to receive a file over TLS. The time may be long, because slow clients
+lose their memory after `_SLOW_CLIENT_SECONDS`."""
 
 
 def new_piece_memory() -> MemoryBudget:

@@ -44,7 +44,7 @@ def bind(listen: str) -> socket.socket:
     port.
 
     Call this function before the workers are forked, so that a port in use is an error before any worker starts. Also
-    calls listen(2), because on Linux bind(2) allows several sockets with SO_REUSEADDR on one port.
+    calls listen(2): on Linux, bind(2) allows several sockets with SO_REUSEADDR on one port, and only listen(2) fails.
     Clients that connect before the workers are ready wait in the kernel's queue.
     """
     host, port = _split(listen)

@@ -141,7 +141,8 @@ class RetentionWork:
     ) -> int:
         """Deletes the orphan `manifest` if it is still unused. Then also deletes its *dependents* (the manifests that
         it lists, and its referrers) and their dependents, if they have become orphans. Keeps those that were pushed
-        or pulled within the last `MIN_UNTAGGED_SECONDS`. Returns the number of deleted manifests."""
+        or pulled within the last `MIN_UNTAGGED_SECONDS`. Returns the number of deleted manifests. If this run is
+        interrupted, the next run of the job finds the orphans that are left."""
         dependents = await self._retention.delete_unused_orphan(repo, manifest.digest, since, judged_at, ACTOR)
         if dependents is None:
             return 0
@@ -162,5 +163,5 @@ class RetentionWork:
 
 
 def _report_deleted(context: JobContext, repo: RepositoryName, digest: Digest, reason: str) -> None:
-    """Reports the deletion of a manifest to the commands that follow the job."""
+    """Reports the deletion of a manifest to commands that watch the job."""
     context.step("deleted", action="delete", repository=repo, digest=digest, reason=reason)

@@ -204,7 +204,8 @@ class FileBlobStore:
     async def remove(self, place: str) -> None:
         """Deletes a blob by moving its file to the trash directory. Does nothing if `place` is empty (the bytes are
         missing or damaged) or the inode of the file cannot be read. Raises DataDirectoryReplaced, and removes nothing,
-        if the path of the data directory no longer leads to the directory that this process opened."""
+        if the path of the data directory no longer leads to the directory that this process opened: the file could
+        belong to another data directory."""
         if not place:
             return
         path = self._disk.layout.path_of(place)

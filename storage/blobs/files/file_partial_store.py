@@ -2,8 +2,8 @@
 Implements the Protocol `Partials`.
 
 A *partial blob* is a blob whose download from an upstream registry is not complete. Its bytes are in a file that all
-processes share. Requests read and write the file through *handles* (`PartialHandle`). At any time, at most one handle
-in all processes is the *owner*: its request downloads the bytes. The requests of the other handles wait for the bytes.
+processes share. Downloads read and write the file through *handles* (`PartialHandle`). At any time, at most one handle
+in all processes is the *owner*: its holder downloads the bytes. The holders of the other handles wait for the bytes.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from storage.names import Digest, UploadID
 from storage.running_digest import RunningDigest, can_save_digests, restore_digest, start_digest
 
 BATCH_BYTES = 2 * 1024 * 1024
-"""Size of a batch. Smaller batches take more time, because each batch is one call in a thread."""
+"""Size of a batch. Larger batches take more memory. Smaller batches take more time, because each batch is one call in a
+thread."""
 BUFFERED_BYTES_LIMIT = 32 * 1024 * 1024
 """If the uploads of the process together hold more bytes than this in memory, each upload uses batches of
 `SMALL_BATCH_BYTES`."""
@@ -311,7 +312,8 @@ class ClaimedUploadFile:
     async def _continue_digest(self, algorithm: str, checkpoint: Checkpoint, size: int) -> RunningDigest | None:
         """Returns the running digest of the file's `size` bytes. Restores the state in the checkpoint, and hashes only
         the bytes after the checkpoint. Returns None if the state cannot be restored. Also returns None if the file has
-        bytes and this process cannot save the state of a digest. `FileUploadSession.verify` then hashes all bytes."""
+        bytes and this process cannot save the state of a digest: otherwise, each request of an upload in chunks would
+        hash all bytes again. After None, `FileUploadSession.verify` hashes all bytes."""
         running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
         if running_digest is None or (size and not can_save_digests()):
             return None

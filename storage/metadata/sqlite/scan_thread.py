@@ -1,4 +1,5 @@
-"""A thread for database lookups that read many rows (`ScanThread`). The event loop goes on while the thread reads."""
+"""A thread for database lookups that read many rows (`ScanThread`). The event loop goes on while the thread reads,
+because SQLite reads each row without Python's global interpreter lock."""
 
 from __future__ import annotations
 

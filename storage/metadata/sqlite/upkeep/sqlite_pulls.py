@@ -64,7 +64,7 @@ def add_mirrored_pull_row(db: apsw.Connection, manifest_id: int, upstream: str, 
 
 
 def add_imported_pull_row(db: apsw.Connection, manifest_id: int, now: float) -> None:
-    """Adds or replaces the row in `manifest_pull` of a manifest that was imported from another registry: 0 pulls, and
+    """Adds or updates the row in `manifest_pull` of a manifest that was imported from another registry: 0 pulls, and
     the time of the import, `now` (seconds since 1970), as the time of the last pull. Does nothing if the row has pulls.
     Runs inside a transaction, which the caller commits."""
     db.execute(
