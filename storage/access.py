@@ -86,8 +86,8 @@ class AccountKind(enum.StrEnum):
 
 
 class Action(enum.IntFlag):
-    """A set of actions on a repository. No action includes another: `PUSH` does not include `PULL`. `ADMIN` is to grant
-    actions on the repository to others."""
+    """A set of actions on a repository. No action includes another: `PUSH` does not include `PULL`. `ADMIN` is the
+    right to grant actions on the repository to others."""
 
     NONE = 0
     PULL = 1

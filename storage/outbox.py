@@ -250,9 +250,9 @@ class Outbox(Protocol):
         ...
 
     async def first_complete_number(self) -> int:
-        """Returns the number of the event since which the list is complete: since this event, the list was always
-        enabled and has lost no event. Even a complete list has gaps in its numbers, because not every event enters the
-        list."""
+        """Returns the smallest number N for which the list is complete: it has lost no event with the number N or a
+        higher number, and was always enabled since the event N. N can be higher than the numbers of all events. Even a
+        complete list has gaps in its numbers, because not every event enters the list."""
         ...
 
     async def after(

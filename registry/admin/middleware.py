@@ -35,7 +35,8 @@ log = logging.getLogger("registry.management")
 MAX_LISTED_ERRORS: Final = 20
 """Largest number of invalid fields that a response lists."""
 MAX_ERROR_CHARACTERS: Final = 300
-"""Largest number of characters of each `where` and `message` in the list of invalid fields."""
+"""Largest number of characters of each `where` and `message` in the list of invalid fields. The name of a field can be
+of any length, because the client sends it."""
 
 
 def _error_response(status: int, code: str, message: str, detail: object = None) -> Response:
@@ -130,8 +131,9 @@ class SecurityHeaders:
     """ASGI middleware that adds the security headers to the responses of `app`.
 
     `public_url`: the registry's URL for clients; None if the settings have no such URL. The HSTS header is sent only if
-    `public_url` is an https URL with the port 443. HSTS applies to all ports of a host name, and other services on this
-    host name may use http."""
+    `public_url` is an https URL with the port 443. HSTS applies to all ports of a host name, and if the registry has
+    another port, other services on this host name may use http. Without `public_url`, the port is not known, because a
+    reverse proxy may remove it from Host."""
 
     def __init__(self, app: ASGIApp, *, public_url: str | None) -> None:
         self._app = app

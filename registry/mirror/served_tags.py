@@ -32,7 +32,8 @@ _TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[
 """Matches tags that are named after a digest, such as the fallback tag of the OCI spec ("Referrers Tag Schema"). Such a
 tag points at content about the manifest with this digest, such as signatures."""
 _MOVES_PER_READ: Final = 100
-"""Largest number of tag moves that one read of the store returns. Other tasks run after each read."""
+"""Largest number of tag moves that one read of the store returns. Other tasks run after each read: otherwise, many
+moves that are skipped (of other upstreams and of exempt tags) would block the event loop."""
 
 
 class ServedTags:

@@ -68,8 +68,9 @@ def uninitialized_bytearray(size: int) -> bytearray:
 
 
 def raise_file_limit() -> None:
-    """Raises the process's soft limit of open files to its hard limit, but not above `_MAX_FILES`. With a higher limit,
-    the kernel's table of open files could grow too large. Changes nothing if the system refuses the change."""
+    """Raises the process's soft limit of open files to its hard limit, but not above `_MAX_FILES`. With the hard limit
+    of a billion that some containers have, the kernel's table of open files could grow too large. Changes nothing if
+    the system refuses the change."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     new_soft_limit = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < new_soft_limit:

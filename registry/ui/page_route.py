@@ -173,8 +173,8 @@ class PageRoute(APIRoute):
     """A route of a page. If the visitor has to log in, `form_pages` determines the page that is shown after the login:
 
     - If `form_pages` is empty: the requested page.
-    - Otherwise, `form_pages` lists the pages with the form that this route receives: the page that sent the form. If
-      this page is not known, the first page in the list."""
+    - Otherwise, `form_pages` has the paths of the pages with the form that this route receives. The page that sent the
+      form is shown if it is in `form_pages`, and otherwise the first page in `form_pages`."""
 
     form_pages: ClassVar[Sequence[str]] = ()
 

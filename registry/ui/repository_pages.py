@@ -54,7 +54,7 @@ router = APIRouter(prefix=REPOSITORIES_PATH, route_class=SlotlessRoute, include_
 @dataclass(frozen=True, slots=True)
 class SortLink:
     """A link that sorts the tags. `sort`: the query parameter `sort` of the link. `text`: the name of the order.
-    `is_current`: whether the tags are now sorted by this name, size or time."""
+    `is_current`: whether the page has this order, ascending or descending."""
 
     sort: str
     text: str

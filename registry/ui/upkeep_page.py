@@ -117,7 +117,7 @@ async def jobs(request: Request) -> Response:
 
 @router.get(NEWEST_JOBS_PATH)
 async def newest_jobs(request: Request) -> Response:
-    """Shows only the newest jobs. The page *Upkeep* reloads them from here while a job runs. Raises Unauthorized,
+    """Shows only the newest jobs. The page *Upkeep* reloads them from here every few seconds. Raises Unauthorized,
     Denied."""
     caller = await admin_of(request)
     newest = (await list_jobs(caller, None, None, SHOWN_JOBS)).items

@@ -33,7 +33,8 @@ DEFAULT_PAUSE_SECONDS = 5.0
 MAX_DATE_LENGTH = 64
 """Longest date in `Retry-After` that is parsed, in characters."""
 REMAINING_VALID_SECONDS = 3600.0
-"""Time after which a stored number of remaining requests is ignored as too old."""
+"""Time after which a stored number of remaining requests is ignored as too old. Usually, a newer number arrives
+earlier, with the response to a HEAD request: Docker Hub does not count HEAD requests against the limit."""
 REMAINING_REWRITE_SECONDS = 60.0
 """Shortest time between two writes of the same number of remaining requests."""
 

@@ -45,8 +45,9 @@ from registry.upstream.transfer import Connection
 from storage.errors import UpstreamUnavailable
 
 RESOLVER_THREADS = 64
-"""Largest number of threads for the lookups of one upstream. Each thread runs one lookup at a time. The requests for
-one repository occupy at most 48 threads."""
+"""Largest number of threads for the lookups of one upstream. Each thread runs one lookup at a time. One repository
+cannot occupy all threads: at most 16 of its requests run at a time, for at most 10 s each. A lookup can take about 30 s
+even if its request has ended. So the lookups for one repository occupy at most 3 times 16 threads (48)."""
 RESOLVER_THREADS_PER_DOMAIN = 2
 """Largest number of concurrent lookups for names of one registrable domain, such as `example.com`."""
 RESOLVER_WAIT_SECONDS = 10.0
@@ -54,7 +55,8 @@ RESOLVER_WAIT_SECONDS = 10.0
 manifests (`REQUEST_TIMEOUT_SECONDS`)."""
 
 MAX_INTERIM_RESPONSES = 100
-"""Largest number of interim responses (status 1xx) that a server may send before a response."""
+"""Largest number of interim responses (status 1xx) that a server may send before a response. Real servers send one or
+two."""
 
 MAX_IDLE_SECONDS = 30.0
 """Longest time for which an idle connection to an upstream is kept for the next request. The time is short because some

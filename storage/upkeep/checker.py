@@ -3,10 +3,10 @@ of each blob are stored, and that all stored bytes belong to a blob.
 
 The store changes during the check, so a second check must confirm each problem. The second check of a blob holds the
 lock of the blob's digest. Pushes and garbage collection hold the same lock while they change the blob's bytes and its
-row in the metadata store.
+row in the metadata store. So the bytes and the row must agree during the second check.
 
 A repair takes a damaged blob *out of use*: it records the damage, and moves the bytes to the *quarantine*, which keeps
-damaged bytes (`storage.upkeep.quarantine`). The registry does not serve such a blob until a push stores the right bytes
+damaged bytes (`storage.upkeep.quarantine`). The registry does not serve such a blob until its right bytes are stored
 again. The next check does not report a recorded damage as a problem. Too many consecutive blobs that are taken out of
 use end the check with an error (`DamageBrake`), because the disk itself may be at fault.
 """
@@ -286,7 +286,7 @@ class _Check:
         if not await self._quarantine.take_out(damage):
             return False
         await self._note(
-            problem, "recorded the blob as damaged; the registry does not serve it until a push stores it again"
+            problem, "recorded the blob as damaged; the registry does not serve it until it is stored again"
         )
         self._new_quarantine_bytes += size
         max_bytes = self._options.max_quarantine_bytes

@@ -51,7 +51,7 @@ class TagChanger:
         """Points the tag at another manifest, usually an earlier one. Puts the manifest back if it was deleted.
 
         - With `to`: the manifest with this digest. The tag need not have pointed at this manifest before.
-        - Without `to`, but with `at`: the manifest that the tag pointed at at this time, in seconds since 1970.
+        - Without `to`, but with `at`: the manifest of the tag at this time, in seconds since 1970.
         - Without both: the last manifest, other than the current one, that the tag pointed at.
 
         Raises:

@@ -49,7 +49,9 @@ LOGIN_METHOD: Final[Literal["openid"]] = "openid"
 """The method that the audit log records for a login through the OpenID provider."""
 EXCHANGE_LIMITS: Final = Limits(max_running=32, max_running_per_visitor=8, max_pending=256, max_pending_per_visitor=64)
 """The limits on exchanges of authorization codes in one process. A *pending* exchange is running or waits until it may
-run. A login is refused if there are too many pending exchanges. A *visitor* is a network of clients."""
+run. A login is refused if there are too many pending exchanges. A *visitor* is a network of clients. The limits per
+visitor keep one network from blocking the logins of all others: if the provider is slow, an exchange takes up to ten
+seconds."""
 MAX_CODE_CHARACTERS: Final = 4096
 """The longest authorization code that is accepted."""
 _START_AGAIN: Final = "start again at /login"
@@ -158,8 +160,8 @@ class OpenIDLogin:
         Records the login or its failure in the audit log, where `by` describes the client. Raises LoginFailed,
         StorageFull, StorageFailed.
 
-        If the caller is cancelled, no session starts, and the person has to start the login again. The check of the
-        code continues, and counts a failed login if it fails."""
+        If the caller is cancelled, no session starts, and the person has to start the login again, because the provider
+        accepts a code only once. The check of the code continues, and a refused code still counts as a failed login."""
         # The check runs in its own task, because this call is cancelled when the client closes its connection. An
         # invented code must count as a failed login even then.
         task = start_detached(self._check_response(response, sealed, by))

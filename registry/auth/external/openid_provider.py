@@ -5,6 +5,7 @@ authorization code for an ID token. `OpenIDProvider` sends no request before the
 
 `registry.auth.external.openid_protocol` creates the content of the requests, and parses the responses.
 `registry.auth.external.identity_http` limits the size and the time of a request.
+`registry.auth.external.fetched_document` limits how often the metadata and the keys are fetched.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ class OpenIDProvider:
         the old key set."""
 
     async def get_metadata(self) -> ProviderMetadata:
-        """Returns the provider's metadata. If the cached metadata is older than `METADATA_FRESH_SECONDS`, first fetches
-        it again, except within `METADATA_RETRY_SECONDS` after a fetch. Concurrent callers share one fetch. The fetch
-        continues if a caller is cancelled. Raises ProviderUnavailable if the cache has no metadata, or only metadata
-        older than `METADATA_STALE_SECONDS`."""
+        """Returns the provider's metadata. If the cached metadata has at least the age `METADATA_FRESH_SECONDS`, first
+        fetches it again, except within `METADATA_RETRY_SECONDS` after a fetch. Concurrent callers share one fetch. The
+        fetch continues if a caller is cancelled. Raises ProviderUnavailable if the cache has no metadata, or only
+        metadata older than `METADATA_STALE_SECONDS`."""
         if not self._metadata.is_fresh:
             await self._metadata.refresh()
         metadata = self._metadata.current

@@ -1,9 +1,9 @@
 """Encrypted cursors for lists that show a client only the entries that it may see.
 
 A cursor names the entry after which the next page of a list starts: a repository by its name, or a grant by its subject
-and pattern. This entry can be one that the client may not see. The server then *seals* the cursor: it pads, encrypts
-and authenticates the cursor. All sealed cursors are equally long. If the client may see the entry, the server may send
-a plain cursor.
+and pattern. The server limits its work for one page, so this entry can be one that the client may not see. The server
+then *seals* the cursor: it pads, encrypts and authenticates the cursor. All sealed cursors are equally long. If the
+client may see the entry, the server may send a plain cursor.
 
 The encryption key is derived from a *signing key*: a key in the store that signs the registry's bearer tokens. All
 workers share the store, so each worker can decrypt the cursors of the others.

@@ -45,7 +45,7 @@ def export(
     references: Annotated[list[str], typer.Argument(metavar="REF...", help="NAME, NAME:TAG or NAME@DIGEST.")],
     to: Annotated[str, typer.Option("--to", metavar="FILE|DIR", help="Where to write; - is the standard output.")],
     format_: Annotated[
-        Format, typer.Option("--format", help="docker-archive: a tar archive for every version of docker.")
+        Format, typer.Option("--format", help="docker-archive: a tar archive that every docker loads.")
     ] = Format.OCI_LAYOUT,
     platform: Annotated[
         list[str] | None,

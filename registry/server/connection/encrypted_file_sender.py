@@ -1,11 +1,12 @@
 """Sends files over TLS. The event loop's TLS cannot use sendfile, so the bytes pass through the memory of the process.
 
-A sender sends a file in small pieces. It reads a piece only after the transport has encrypted the previous piece. The
-pieces of all connections share a memory budget. The *share* of a sender is the part of the budget that the sender uses
-now.
+A sender sends a file in small pieces, because a client that receives slowly must not take much memory. It reads a piece
+only after the transport has encrypted the previous piece. The pieces of all connections share a memory budget. The
+*share* of a sender is the part of the budget that the sender uses now.
 
-The event loop's thread reads each piece from the kernel's page cache. If the pages are not in the page cache, other
-threads first read them from the disk (`ReadAhead`).
+The event loop's thread reads each piece from the kernel's page cache, because to pass such a small piece from another
+thread takes longer than to read it. If the pages are not in the page cache, other threads first read them from the disk
+(`ReadAhead`).
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ class EncryptedFileSender:
             if not self._share.try_grow(RESERVED_BYTES):
                 await self._share.grow(RESERVED_BYTES)
                 if offset != reread_offset and not self._is_resident(offset, count):
-                    # The kernel has dropped the pages during the wait for memory. Read each piece again only once,
-                    # because the kernel can drop the pages again.
+                    # The kernel has dropped the pages during the wait for memory. Read them again, but only once for
+                    # each piece, because the kernel can drop them again and again.
                     reread_offset, self._just_read_up_to = offset, 0
                     self._share.close()
                     continue

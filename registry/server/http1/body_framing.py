@@ -17,10 +17,10 @@ MAX_CHUNK_BYTES = 2**63 - 1
 """Largest size that a chunk may declare, in bytes."""
 MAX_CHUNKS_PER_CALL = 1024
 """Largest number of chunks and lines that one call of `ChunkedFraming.parse` parses, so that the call does not block
-the event loop for long."""
+the event loop for long. Even a small chunk takes a microsecond or two."""
 _NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
 """The end of a chunk, followed by the size line of the next chunk. Matches only sizes of up to 15 hexadecimal digits,
-which are always less than `MAX_CHUNK_BYTES`."""
+which are always less than `MAX_CHUNK_BYTES`. `_parse_size_line` checks a size of 16 digits."""
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 """The line before a chunk: the size of the chunk, and optional extensions, which are ignored."""
 _SIZE_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,16}(?:\r|;[\t\x20-\x7e\x80-\xff]*\r?)?")
@@ -79,7 +79,9 @@ class ChunkedFraming:
 
     def __init__(self, limit: int) -> None:
         """`limit`: the largest size, in bytes, of one line, of all chunk extensions together (RFC 9112, 7.1.1), and of
-        all trailers together. *Trailers* are headers after the last chunk."""
+        all trailers together. *Trailers* are headers after the last chunk. Extensions are limited because the server
+        receives them into the same buffers as the body. These buffers stay in memory until the application has used
+        the bytes of the body."""
         self._limit = limit
         self._extension_bytes = 0
         self._chunk_remaining_bytes = 0  # how many bytes of the current chunk are not parsed yet
@@ -135,7 +137,8 @@ class ChunkedFraming:
         return end_offset
 
     def _can_become_valid(self, line_start: bytes) -> bool:
-        """Returns whether a valid line can begin with `line_start`. Returns True for every trailer, because only
+        """Returns whether a valid line can begin with `line_start`. If not, the caller refuses the request at once,
+        because the client might never send the rest of the line. Returns True for every trailer, because only
         `_parse_trailer` checks trailers."""
         if self._parse_line == self._parse_chunk_end:
             return line_start == b"\r"

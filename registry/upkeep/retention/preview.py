@@ -219,8 +219,8 @@ class RetentionPreview:
     async def _preview_untagged(
         self, repo: RepositoryName, rule: NumberedRule, since: UnusedSince, findings: _Findings
     ) -> None:
-        """Adds to `findings` the orphans that the rule would delete: those that were not pushed, tagged or pulled since
-        the times in `since`."""
+        """Adds to `findings` the orphans that the rule would delete: those that have had no push, tag or pull since the
+        times in `since`."""
         count_before, read_manifests, on_line = len(findings.deleted), 0, findings.on_line
         lost_tags = LostTags()  # collects what `Retention.unused_orphans` reads from the tag history
         after: Digest | None = None

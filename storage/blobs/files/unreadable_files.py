@@ -18,7 +18,7 @@ a wrong checksum."""
 FORBIDDEN_ERRNOS: Final = frozenset({errno.EACCES, errno.EPERM})
 """Errors that mean that this process has no permission to read a file. The file need not be damaged."""
 WARNING_SECONDS: Final = 600.0
-"""Shortest time between two warnings about the same file."""
+"""Shortest time between two warnings about the same file. Some periodic work finds the same file every two seconds."""
 MAX_WARNED_PATHS: Final = 1000
 """Largest number of files whose last warning is remembered."""
 warned_at: Final[dict[str, float]] = {}
@@ -30,7 +30,7 @@ log = logging.getLogger("storage.damage")
 def skip_unreadable(path: str | os.PathLike[str]) -> Iterator[None]:
     """Suppresses an OSError of the `with` block that means damage (`DAMAGE_ERRNOS`) or a lack of permission
     (`FORBIDDEN_ERRNOS`), and logs a warning instead (`warn_unreadable`). Raises other errors. Does not change the
-    file."""
+    file. One unreadable file therefore does not stop work on many files, such as garbage collection."""
     try:
         yield
     except OSError as error:

@@ -105,7 +105,7 @@ class SqliteDatabase:
         # Reads the events to deliver to webhooks.
         deliveries = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         # The readers close before the writer: the writer empties SQLite's write-ahead log when it closes, and cannot
-        # empty a log that a reader uses. `data_version` closes last, because the writer uses it.
+        # empty a log that a reader uses. `data_version` closes after the writer, which uses it.
         self._parts_in_closing_order = scans, checks, searches, lists, deliveries, shared_reads, writer, data_version
         self.immutable = immutable
         cache = LookupCache(data_version, shared_reads, scans)
@@ -137,5 +137,5 @@ class SqliteDatabase:
             return
         for part in self._parts_in_closing_order:
             part.close()
-        # Closed last: `data_version` reads memory that SQLite maps for this connection.
+        # Closes after `data_version`, which reads memory that SQLite maps for this connection.
         self._db.close()

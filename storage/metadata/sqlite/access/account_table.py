@@ -148,8 +148,8 @@ def set_password(
     """Changes a person's password. `hashed_password`: the hash of the new password; None to remove the password.
     `expected_version`: see `check_version`.
 
-    Invalidates the account's bearer tokens and login sessions. Deletes the API tokens that `docker login` got (purpose
-    `login`). The API tokens that the person made (purpose `personal`) stay valid.
+    Invalidates the account's bearer tokens and login sessions. Deletes its refresh tokens: the API tokens that `docker
+    login` got (purpose `login`). The API tokens that the person made (purpose `personal`) stay valid.
 
     Raises AccountUnknown; AccountInvalid for a robot; Unauthorized (`check_version`)."""
     check_version(db, name, expected_version)

@@ -44,7 +44,7 @@ MAX_PERSONAL_TOKENS = 500
 """Largest number of personal tokens of an account. Without this limit, a client could fill the disk with tokens."""
 MAX_REFRESH_TOKENS: Final = 1000
 """Largest number of refresh tokens of an account. A login beyond this limit revokes another refresh token of the
-account (`_revoke_excess`)."""
+account (`_revoke_excess`). Without this limit, a client that logs in again and again could fill the disk."""
 _IN_USE_AFTER_SECONDS: Final = 3600.0
 _IN_USE_FOR_SECONDS: Final = 30 * 86400.0
 """A refresh token is *in use* if it was last used at least `_IN_USE_AFTER_SECONDS` after the login, and less than
@@ -85,8 +85,9 @@ _EXCESS_REFRESH_TOKENS: Final = (
 """Selects the ids of at most ?6 refresh tokens to revoke. The query sorts the refresh tokens of the account ?1, without
 the new token (?2). It skips the first ?7 tokens, which the account keeps. The tokens are sorted by class:
 
-- Class 2 comes first: at most ?8 tokens in use (?4 and ?5: see `_IN_USE_AFTER_SECONDS`). The limit ?8 leaves room for
-  the tokens of machines that have just logged in.
+- Class 2 comes first: at most ?8 tokens in use (?4 and ?5: see `_IN_USE_AFTER_SECONDS`). All machines behind one NAT
+  have the same note, so only the class shows which of them stay logged in. The limit ?8 leaves room for the tokens of
+  machines that have just logged in.
 - Class 1 comes next: the tokens that are not in use, and the tokens in use beyond the limit ?8.
 - Class 0 comes last: the tokens whose last use is later than ?3, the latest plausible time. This last use was stored
   while the clock was ahead. If a token was never used, its login counts as its last use.
@@ -163,7 +164,8 @@ def add(
     expected_version: int | None = None,
 ) -> None:
     """Adds a token. If the token is a refresh token, and its account then has more than `MAX_REFRESH_TOKENS` refresh
-    tokens, revokes some of the others (`_revoke_excess`). Only a revocation increments the epoch.
+    tokens, revokes some of the others (`_revoke_excess`). Only a revocation increments the epoch: no process can have
+    cached anything about the new token.
 
     `expected_version`: the version that the account must have, or None. An account's version is a number that increases
     with each change of the account's password, `enabled` and `admin`.

@@ -199,8 +199,9 @@ class SqliteSnapshot:
 
 def _increase_event_number(db: apsw.Connection, copied_at: float, restored_at: float) -> None:
     """Increases the number of the only event in the copy. Events after the restore then get numbers that the copied
-    registry has not used, not even after the copy was made. If the copy has no event, first adds one that the list of
-    events does not show. `copied_at`, `restored_at`: when the copy was made and restored, in seconds since 1970."""
+    registry has not used, not even after the copy was made. Clients may know those numbers. If the copy has no event,
+    first adds one that the list of events does not show. `copied_at`, `restored_at`: when the copy was made and
+    restored, in seconds since 1970."""
     if db.execute("SELECT max(id) FROM event").get is None:
         db.execute(
             "INSERT INTO event (id, uuid, at, action, repository, media_type, size, actor, address, request_id, "

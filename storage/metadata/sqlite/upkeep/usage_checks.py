@@ -2,7 +2,8 @@
 
 A *scope* is a set of repositories whose blobs, bytes and tags are counted together. Each quota has a scope: the
 repositories that the quota limits. The cache of mirrored content has a scope for each upstream, and a scope for all
-upstreams together.
+upstreams together. A wrong count makes a quota refuse pushes too early or too late, or makes the cache evict too much
+or too little.
 
 A scope counts each blob once. For each blob, it also counts the *links*: the repositories in the scope that have the
 blob. A new scope is *incomplete* until all existing content is counted. Incomplete scopes are not checked.
