@@ -83,7 +83,7 @@ def test_docker_needs_hub_to_be_the_default(tmp_path: Path) -> None:
     host. So the command fails."""
     (tmp_path / "a.toml").write_text('[[upstream]]\nname = "docker.io"\n[[upstream]]\nname = "ghcr.io"\ndefault = true')
     error = error_line(entrepot("client", "docker", "--config", "a.toml", folder=tmp_path), 2)
-    assert "set default = true for the upstream docker.io" in error
+    assert "set `default = true` for the upstream docker.io" in error
 
 
 def test_containerd(tmp_path: Path) -> None:
