@@ -94,8 +94,9 @@ class BackgroundWork:
         self._mirror_tasks = AsyncExitStack()  # ends the tasks that `_start_mirror_tasks` has started
 
     async def start(self) -> None:
-        """Starts the work. Does nothing if the work was started already, or if the store was opened read-only: the work
-        could store nothing, and would hold leases that other work needs when the store is writable again."""
+        """Starts the work. Does nothing if the work was started already, or if the store was opened read-only. On a
+        read-only store, the work could store nothing. It would also hold leases. After the store has been opened again
+        for writing, the work of the new `BackgroundWork` needs these leases."""
         if self._store.is_read_only or self._is_started:
             return
         self._is_started = True
@@ -113,7 +114,9 @@ class BackgroundWork:
         ]
         if self._activity is not None:
             schedules.append(self._activity.run())
-        if store.run_upkeep_rounds is not None:  # None: this process runs no rounds
+        # A round collects garbage, and deletes old lines of the audit log and the old history of mirrored tags. None:
+        # this process runs no rounds.
+        if store.run_upkeep_rounds is not None:
             schedules.append(store.run_upkeep_rounds())
         if self._upkeep.evictor.limits:
             store.metadata.on_mirrored = self._upkeep.evictor.check_soon

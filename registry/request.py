@@ -19,7 +19,7 @@ from storage.names import Digest
 USER_AGENT_CHARACTERS: Final = 256
 """Largest length of a User-Agent in an `Actor`. A longer User-Agent is cut."""
 
-GetPushRefusal = Callable[[int], str | None]
+GetPushRefusalReason = Callable[[int], str | None]
 """A function that takes the number of bytes of a push. Returns a sentence that says why the push does not fit on the
 disk; None if it fits."""
 

@@ -44,7 +44,7 @@ from registry.http.rate_limit import HEALTH_KEY_PREFIX, RateLimit
 from registry.memory_budget import MemoryBudget
 from registry.naming import NamingRules
 from registry.observe import Observed
-from registry.request import GetPushRefusal, current_request
+from registry.request import GetPushRefusalReason, current_request
 from registry.restrict import restrict
 from registry.router import Router
 from registry.server.shared_counters import SharedRateLimiter, allocate_limiter_cells
@@ -142,7 +142,7 @@ class ServiceFactory:
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded_upstreams=self._upstreams_needing_grant)
-        # The check is always the strictest one, because the service has no accounts.
+        # `lambda: True`: the service has no accounts. A browser on this machine must then ask for a known host name.
         cross_site = CrossSiteCheck(self.settings.public_url, self._other_hosts, lambda: True)
         return Service(
             self._distribution(guard, authenticator, cross_site),
@@ -155,8 +155,9 @@ class ServiceFactory:
         """Context manager that opens the store, the mirrors and the accounts, and yields the service that uses them.
 
         - `may_open_read_only`: what happens if the disk is too full to open the store for writing. True: the store is
-          opened only for reading. False: raises StorageFull. The setting `read_only` is independent of this parameter:
-          the registry then refuses changes by clients and collects no garbage, but mirrors still cache new content.
+          opened only for reading. False: raises StorageFull. The setting `read_only` is independent of this parameter.
+          With the setting `read_only`, the registry refuses changes by clients and collects no garbage, but mirrors
+          still cache new content.
         - `starts_background_work`: False if the caller starts the background work (`Service.work`)."""
         settings = self.settings
         collect_every = None if settings.read_only else settings.gc.interval
@@ -207,12 +208,12 @@ class ServiceFactory:
             # Tells whether a private upstream has confirmed that one of its repositories has a blob.
             is_confirmed=store.records.is_confirmed,
         )
-        # The browser uses `guard` only to remove tags and to make archives. An archive may need content that only an
-        # upstream has.
+        # The browser reads stored content through `browser_guard`. It removes tags and makes archives through `guard`.
+        # An archive may need content that only an upstream has.
         browser_guard = Guarded(stored_router, router.naming, stored_router.stored_name, renew=policy.reevaluate)
         browser = RepositoryBrowser(browser_guard, guard, store)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
-        # The check is strictest while no client needs a login. As soon as somebody can log in, `is_closed` is true.
+        # The lambda: True while no client needs a login. A browser on this machine must then ask for a known host name.
         cross_site = CrossSiteCheck(settings.public_url, self._other_hosts, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
@@ -228,7 +229,7 @@ class ServiceFactory:
                 answer_cache,
                 count_pull=_pull_counter(backend),
                 # With the setting `read_only`, `Restricted` refuses every push, so the space need not be checked.
-                push_refusal=None if settings.read_only else store.push_refusal,
+                push_refusal_reason=None if settings.read_only else store.push_refusal_reason,
                 read_history=_history_reader(guard, store),
             ),
             unchecked_registry=restricted,
@@ -260,7 +261,7 @@ class ServiceFactory:
         settings have neither a quota nor a minimum of free disk space."""
         if not self.settings.quota and min_free_space(self.settings) is None:
             return registry
-        return Admission(registry, store.push_refusal, store.usage.check_quota if self.settings.quota else None)
+        return Admission(registry, store.push_refusal_reason, store.usage.check_quota if self.settings.quota else None)
 
     def _restrict(self, registry: Registry) -> Registry:
         """Returns `registry` with the settings `read_only` and `delete` applied."""
@@ -273,7 +274,7 @@ class ServiceFactory:
         cross_site: CrossSiteCheck,
         answer_cache: AnswerCache | None = None,
         count_pull: CountPull | None = None,
-        push_refusal: GetPushRefusal | None = None,
+        push_refusal_reason: GetPushRefusalReason | None = None,
         read_history: ReadHistory = refuse_history,
     ) -> DistributionAPI:
         """Returns the distribution API over `guard`.
@@ -281,7 +282,8 @@ class ServiceFactory:
         - `cross_site` refuses requests that web pages of other sites send.
         - `answer_cache`: the cache of responses; None: no response is cached.
         - `count_pull` counts the pulls of manifests; None: they are not counted.
-        - `push_refusal` checks, before a manifest is received, that the manifest fits on the disk; None: no check.
+        - `push_refusal_reason` returns why a manifest of a given size does not fit on the disk, or None if it fits. It
+          is called before the manifest is received. If the parameter itself is None, the space is not checked then.
         - `read_history` reads the history of a tag for the current request."""
         settings = self.settings
         return DistributionAPI(
@@ -296,7 +298,7 @@ class ServiceFactory:
             cross_site=cross_site,
             body_memory=self.body_memory,
             count_pull=count_pull,
-            push_refusal=push_refusal,
+            push_refusal_reason=push_refusal_reason,
             read_history=read_history,
         )
 

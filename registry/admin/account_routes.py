@@ -158,7 +158,8 @@ def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -
 
 def _grant_page(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
     """Returns the first page of the grants that apply to the account `name`: the grants to the account itself, to its
-    groups, to `authenticated` and to `everyone`. `groups`: groups of the account that the OpenID provider or the issuer
-    of the account's token has named. The account's groups in the store always count."""
+    groups, to `authenticated` and to `everyone`. `groups`: groups outside the store to which the account belongs. The
+    OpenID provider or the issuer of the account's token names these groups. The account's groups in the store are
+    always included."""
     subjects = caller.administration.subjects_of(name, groups)
     return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)  # None: begin at the first grant

@@ -195,7 +195,7 @@ async def read_server_status(
     `ServerStatus.cache`, for which all cached images have to be counted. Raises OSError if the data directory cannot be
     read. An error of the store becomes `ServerStatus.store_problem`, and the fields not yet read stay empty."""
     settings, store = upkeep.settings, upkeep.store
-    problem = store.storage_problem() or store.push_refusal()
+    problem = store.storage_problem() or store.push_refusal_reason()
     status = await asyncio.to_thread(_status_of_reports, settings, clock(), problem)
     if store.is_read_only:
         # `_add_from_store` then adds no `uploads`, and `store_problem` says why.

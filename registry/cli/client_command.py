@@ -196,7 +196,7 @@ def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
     from registry.clients.client_setup import mirrored_hosts
 
     if not settings.upstream:
-        upstreams = [_default_upstream(name) for name in dict.fromkeys(names or [DOCKER_HUB])]
+        upstreams = [_upstream_with_defaults(name) for name in dict.fromkeys(names or [DOCKER_HUB])]
         return [host for upstream in upstreams for host in mirrored_hosts(upstream)]
     all_hosts = [host for upstream in settings.upstream for host in mirrored_hosts(upstream)]
     valid_names = dict.fromkeys(name for host in all_hosts for name in (host.upstream, host.prefix))
@@ -208,8 +208,8 @@ def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
 
 
 def _is_selected(host: MirroredHost, name: str, all_hosts: list[MirroredHost]) -> bool:
-    """Returns whether `name`, a value of --upstream, selects `host`. The prefix of a host is the beginning of its image
-    names.
+    """Returns whether `name`, a value of --upstream, selects `host`. The prefix of a host is the host
+    name at the beginning of the image names that a client uses, such as `docker.io` in `docker.io/library/ubuntu`.
 
     - If `name` is the prefix of any host, it selects only the host with this prefix.
     - Otherwise, `name` is the name of an upstream, and selects all hosts of the upstream. An upstream with aliases has
@@ -217,7 +217,7 @@ def _is_selected(host: MirroredHost, name: str, all_hosts: list[MirroredHost]) -
     return host.prefix == name or (host.upstream == name and all(other.prefix != name for other in all_hosts))
 
 
-def _default_upstream(name: str) -> Upstream:
+def _upstream_with_defaults(name: str) -> Upstream:
     """Returns an upstream with default settings. Ends the command with an error about --upstream if the name is not
     valid."""
     try:

@@ -68,12 +68,16 @@ def serve(
 
 
 def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None) -> int:
-    """Runs the server until a signal stops it, and returns the exit code. If an old version of the program has started
-    this process for a check, only checks whether this version can take over. `flags` and `config`: the command's flags
-    and its settings file. A reload reads the settings from them again.
+    """Runs the server until a signal stops it, and returns the exit code. `flags` and `config`: the command's flags and
+    its settings file. A reload reads the settings from them again.
 
-    First binds the port, unless systemd or an old version of the program has opened it already. Only then, if root has
-    started the command, becomes the user who owns the data directory: only root may bind a port below 1024.
+    `entrepot restart` makes a new version of the program take over from a running server of the old version. Before
+    that, the old version starts a process of the new version, which only checks whether the new version can take over.
+    In this process, the function makes the check and returns 0.
+
+    In every other process, the function first binds the port, unless systemd or an old version of the program has
+    opened it already. If root has started the command, the process then becomes the user who owns the data directory.
+    The port is bound before that, because only root may bind a port below 1024.
 
     Ends the command with an error message if it cannot bind the port, or if a file or a setting cannot be used. Raises
     DataDirectoryError if the data directory cannot be used, and OwnerError if the process may not become the user who
@@ -85,7 +89,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     from registry.cli.live_configuration import LiveConfiguration
     from registry.cli.server_preparation import prepare_server
     from registry.cli.startup_banner import startup_banner
-    from registry.cli.takeover import check_metrics_port, check_takeover, listening_sockets, successor
+    from registry.cli.takeover import check_metrics_port, check_takeover, listening_sockets, make_successor
     from registry.client_addresses import is_loopback_address
     from registry.live_app import LiveApp
     from registry.log_output import log_to_stderr
@@ -163,7 +167,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
             change_options=LiveChangeOptions(
                 configuration,
                 control=layout_of(settings.data).control,
-                successor=successor(settings, addresses, bound_to_loopback=bound_to_loopback),
+                # Starts the new version when `entrepot restart` asks for it.
+                successor=make_successor(settings, addresses, bound_to_loopback=bound_to_loopback),
                 handover=handover,
                 counts_memory=telemetry.metrics.memory,
                 notifier=Notifier(os.environ.get("NOTIFY_SOCKET")),

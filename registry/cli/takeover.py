@@ -1,6 +1,6 @@
 """The steps of `entrepot restart`, which replaces a running server by a new version of the program:
 
-1. The old version describes itself and the command of the new version (`successor`).
+1. The old version describes itself and the command of the new version (`make_successor`).
 2. A second process runs the new version, which checks whether it can take over (`check_takeover`).
 3. The old version's process executes the new version, which gets the open sockets (`listening_sockets`).
 
@@ -26,7 +26,7 @@ STOP_AND_START = "stop the server and start it again (systemctl restart entrepot
 """The end of error messages about a setting whose change takes effect only after a stop and a start."""
 
 
-def successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback: bool) -> Successor:
+def make_successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback: bool) -> Successor:
     """Returns the command line of the new version, which is the same as that of this process, and the facts that
     `check_takeover` needs about this server. `addresses`: the addresses of all sockets on which the server listens, in
     the order of `Handover.sockets`. `bound_to_loopback`: whether only this machine can connect to the server's
@@ -49,7 +49,7 @@ def successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback
 
 def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     """Checks whether this version can take over from the running server. Ends the command with an error message if it
-    cannot. `facts`: the facts from `successor` of the running server. Raises DataDirectoryError."""
+    cannot. `facts`: the facts from `make_successor` of the running server. Raises DataDirectoryError."""
     from registry.app import create_app
     from registry.cli.server_preparation import prepare_server
     from registry.client_addresses import is_loopback_address

@@ -27,7 +27,7 @@ from registry.http.rate_limit import RateLimit, check_rate, rate_key
 from registry.http.resource_path import parse_path
 from registry.http.response_headers import JSON, REVALIDATE, allow_header
 from registry.http.www_authenticate import Authenticator, Challenges
-from registry.request import UNRESTRICTED, GetPushRefusal, enter_request
+from registry.request import UNRESTRICTED, GetPushRefusalReason, enter_request
 from storage.errors import RegistryError, StorageFull, TooManyOpenFiles, Unauthorized
 from storage.interface import Registry
 from storage.names import RepositoryName
@@ -102,7 +102,7 @@ class DistributionAPI:
         cross_site: CrossSiteCheck | None = None,
         body_memory: BodyMemory | None = None,
         count_pull: CountPull | None = None,
-        push_refusal: GetPushRefusal | None = None,
+        push_refusal_reason: GetPushRefusalReason | None = None,
         read_history: extensions.ReadHistory = extensions.refuse_history,
     ) -> None:
         """None switches an option off, unless the line of the option says what None means.
@@ -119,8 +119,8 @@ class DistributionAPI:
         - `body_memory`: the memory budgets of the worker. None: new budgets with the default sizes.
         - `count_pull`: counts each pull of a manifest, including pulls that get a cached response.
         - `read_history`: reads the history of a tag for the current request.
-        - `push_refusal`: returns why a manifest of a given size does not fit on the disk, or None if it fits. Called
-          before the manifest is received. The registry checks the free space again when it has received the
+        - `push_refusal_reason`: returns why a manifest of a given size does not fit on the disk, or None if it fits.
+          Called before the manifest is received. The registry checks the free space again when it has received the
           manifest."""
         self.registry = registry
         self.limits = limits or RequestLimits()
@@ -136,7 +136,7 @@ class DistributionAPI:
         self._cross_site = cross_site or CrossSiteCheck(public_url, hosts=(), has_no_accounts=lambda: True)
         self._body_memory = body_memory or BodyMemory()
         self._count_pull = count_pull
-        self._push_refusal = push_refusal
+        self._push_refusal_reason = push_refusal_reason
         list_history = partial(extensions.list_history, read=read_history)
         self._handlers: Mapping[str, Mapping[str, Handler]] = {
             **HANDLERS,
@@ -218,10 +218,10 @@ class DistributionAPI:
         registry checks both again after it has received the body. Raises Unauthorized, Denied, StorageFull."""
         if self._authenticator is not None:
             self._authenticator.check_push(exchange.repo)
-        if self._push_refusal is not None:
+        if self._push_refusal_reason is not None:
             # A manifest above the size limit is refused later because of its size.
             size = min(exchange.length or 0, self.limits.manifest_bytes)
-            if (reason := self._push_refusal(size)) is not None:
+            if (reason := self._push_refusal_reason(size)) is not None:
                 raise StorageFull(reason)
 
     async def _route_and_authenticate(self, exchange: Exchange) -> None:

@@ -115,7 +115,7 @@ async def _check_disk(store: StoredRegistry, data: Path) -> str | None:
     """Returns why no new content can be stored; None if content can be stored."""
     if (problem := await asyncio.to_thread(store.directory_problem)) is not None:
         return problem
-    return store.storage_problem() or store.push_refusal() or await asyncio.to_thread(write_problem, data)
+    return store.storage_problem() or store.push_refusal_reason() or await asyncio.to_thread(write_problem, data)
 
 
 def write_problem(directory: Path) -> str | None:

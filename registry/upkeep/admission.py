@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from registry.request import GetPushRefusal, current_request
+from registry.request import GetPushRefusalReason, current_request
 from storage.access import Action
 from storage.errors import StorageFull
 from storage.interface import Registry
@@ -27,12 +27,14 @@ QuotaExceeded if the blob would exceed a quota of the repository."""
 
 class Admission(ForwardingRegistry):
     """Passes calls on to `inner`. Refuses a push with StorageFull if the disk is too full, or with QuotaExceeded if the
-    push would exceed a quota. `push_refusal` is called with the number of bytes of a push, and returns why the disk is
-    too full for them; None: there is enough space. `check_quota` is None if there are no quotas."""
+    push would exceed a quota. `push_refusal_reason` is called with the number of bytes of a push, and returns why
+    the disk is too full for them; None: there is enough space. `check_quota` is None if there are no quotas."""
 
-    def __init__(self, inner: Registry, push_refusal: GetPushRefusal, check_quota: CheckQuota | None) -> None:
+    def __init__(
+        self, inner: Registry, push_refusal_reason: GetPushRefusalReason, check_quota: CheckQuota | None
+    ) -> None:
         super().__init__(inner)
-        self._push_refusal = push_refusal
+        self._push_refusal_reason = push_refusal_reason
         self._check_quota = check_quota
 
     async def handle(self, call: Call[T]) -> T:
@@ -48,7 +50,7 @@ class Admission(ForwardingRegistry):
             return  # the request cancels the upload session
         size = announced.size if announced else 0
         adds_no_bytes = call.operation == "resume_upload" and size == 0
-        if not adds_no_bytes and (reason := self._push_refusal(size or 0)) is not None:
+        if not adds_no_bytes and (reason := self._push_refusal_reason(size or 0)) is not None:
             raise StorageFull(reason)
         if self._check_quota is not None and announced is not None and size:
             # `offset` is the number of bytes of the blob that earlier requests have sent, if this request states it.

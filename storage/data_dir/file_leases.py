@@ -56,7 +56,7 @@ class FileLeases:
         self._held_bytes: set[int] = set()
         """Offsets of the bytes that this process has locked exclusively."""
         self._urgent_waits = Counter[int]()
-        """By the offset of a range: number of urgent tasks of this process that poll for a slot of the range."""
+        """Number of urgent tasks of this process that poll for a slot of a range. The key is the range's offset."""
 
     def close(self) -> None:
         """Releases all leases and slots of this process."""

@@ -55,7 +55,7 @@ class StorageHealth:
 
     - `problem`: implements `StoredRegistry.storage_problem`.
     - `retire`: implements `StoredRegistry.retire`. None: the metadata was opened for changes, not read-only.
-    - `refusal`: implements `StoredRegistry.push_refusal`.
+    - `refusal`: implements `StoredRegistry.push_refusal_reason`.
     - `free_bytes`: implements `StoredRegistry.free_bytes`.
     - `directory_problem`: implements `StoredRegistry.directory_problem`."""
 
@@ -167,7 +167,7 @@ class StoredRegistry:
         """Returns a sentence on why nothing can be stored now; None if no problem is known."""
         return self._health.problem()
 
-    def push_refusal(self, size: int = 0) -> str | None:
+    def push_refusal_reason(self, size: int = 0) -> str | None:
         """Returns None if a push of `size` bytes can be stored. Otherwise returns a sentence on why not: the disk is
         full, or would have less free space than the settings demand."""
         return self._health.refusal(size)

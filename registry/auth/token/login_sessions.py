@@ -59,9 +59,12 @@ class LoginSessions:
         self._no_writes_until = float("-inf")  # in seconds of `time.monotonic`
 
     async def start(self, identity: Identity, method: LoginMethod, by: Actor) -> str:
-        """Stores a new session for a person who has logged in. Returns the text of the session, for the cookie. `by`
-        describes the browser. If the caller is cancelled, the session may be stored nevertheless. Raises StorageFull,
-        StorageFailed. Raises Unauthorized if the account, for example its password, has changed since the login."""
+        """Stores a new session for a person who has logged in. Returns the text of the session, for the cookie. If the
+        caller is cancelled, the session may be stored nevertheless. `by`: the IP address, the User-Agent and the id of
+        the login request. The name in `by` is not used.
+
+        Raises StorageFull, StorageFailed. Raises Unauthorized if the account, for example its password, has changed
+        since the login."""
         assert identity.name is not None
         now = self._clock()
         session_id, secret = self._random(_ID_BYTES).hex(), self._random(_SECRET_BYTES).hex()
@@ -74,6 +77,9 @@ class LoginSessions:
             seen=now,
             address=by.address,
             user_agent=by.user_agent,
+            # The session is refused after one of these two has changed. `version`: the version of the account in the
+            # store. `stamp`: a hash of the account's line of the htpasswd file, or of the settings of the OpenID
+            # provider.
             version=identity.version,
             stamp=identity.stamp,
             groups=identity.groups,

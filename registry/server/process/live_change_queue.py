@@ -186,7 +186,7 @@ class LiveChangeQueue:
     def _check_no_old_workers(self) -> None:
         """Raises ChangeRefused if workers of an old version still serve after an incomplete restart. A reload must not
         change them, because this process does not know their settings."""
-        old_workers = sum(worker.is_adopted for worker in self._pool.serving)
+        old_workers = sum(worker.runs_old_version for worker in self._pool.serving)
         if old_workers:
             raise ChangeRefused(
                 f"{old_workers} old {'worker serves' if old_workers == 1 else 'workers serve'} with old settings, "

@@ -75,7 +75,7 @@ class Handover:
                 started=worker["started"],
                 column=None,
                 commands=socket.socket(fileno=worker["commands"]),
-                is_adopted=True,
+                runs_old_version=True,
                 is_ready=worker.get("ready", True),
                 exit_expected=worker["exit_expected"],
                 kill_at=worker["kill_at"] or float("inf"),

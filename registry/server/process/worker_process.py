@@ -32,9 +32,9 @@ class WorkerProcess:
     count its connections in this table."""
     commands: socket.socket
     """The supervisor's end of the channel for commands (`registry.server.process.commands`)."""
-    is_adopted: bool = False
-    """True if an upgrade has replaced the program in the supervisor's process (`exec`), but not in this worker. The
-    worker then runs the old version with the old settings."""
+    runs_old_version: bool = False
+    """Whether the worker runs an old version of the program, with old settings. An upgrade replaces the program in the
+    supervisor's process (`exec`), but not in the workers that already run."""
     output: bytearray = field(default_factory=bytearray)
     """The bytes that were read from the worker's status pipe, without the line "ready"."""
     is_ready: bool = False

@@ -162,11 +162,11 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
     foreign = manifest.foreign
     blobs = {blob.digest for blob in manifest.blobs if blob.digest not in foreign}
     children = {child.digest for child in manifest.manifests}
-    not_manifests = _missing(db, _MANIFESTS_NOT_IN_REPOSITORY, repository, children)
-    may_be_blobs = manifest.blob_children & set(not_manifests)
-    not_blobs = set(_missing(db, _BLOBS_NOT_IN_REPOSITORY, repository, may_be_blobs))
+    digests_without_manifest = _missing(db, _MANIFESTS_NOT_IN_REPOSITORY, repository, children)
+    may_be_blobs = manifest.blob_children & set(digests_without_manifest)
+    digests_without_blob = set(_missing(db, _BLOBS_NOT_IN_REPOSITORY, repository, may_be_blobs))
     missing = _missing(db, _BLOBS_NOT_IN_REPOSITORY, repository, blobs) + [
-        digest for digest in not_manifests if digest not in may_be_blobs or digest in not_blobs
+        digest for digest in digests_without_manifest if digest not in may_be_blobs or digest in digests_without_blob
     ]
     if missing:
         raise ManifestBlobUnknown(

@@ -26,7 +26,8 @@ AREA: Final = "manifest"
 MAX_PAGE_MANIFESTS: Final = 100
 """Largest number of manifests that one page checks."""
 MAX_PAGE_BYTES: Final = 1024 * 1024
-"""A page with more than one manifest has bodies of at most this total size."""
+"""Largest total size of the bodies that one page checks. A page checks its first manifest even if the body of this
+manifest is larger."""
 _NEXT_MANIFESTS = "SELECT id, length(body) FROM manifest WHERE id > ? ORDER BY id LIMIT ?"
 _MANIFEST = """
 SELECT m.repository, m.digest, m.media_type, m.size, m.subject, m.artifact_type, m.body, r.name,
@@ -110,8 +111,8 @@ def read(db: apsw.Connection, manifest_id: int) -> StoredManifest | None:
 
 
 def expected_references(manifest: Manifest) -> dict[str, set[str]]:
-    """Returns, for each table of references, the digests that the table must have for the manifest. An entry of an
-    index that may be a blob (`Manifest.blob_children`) must be in both tables."""
+    """Returns, for each table of references, the digests that the table must have for the manifest. Some entries of
+    an index may be blobs (`Manifest.blob_children`). The digests of these entries must be in both tables."""
     return {
         "manifest_blob": {blob.digest for blob in manifest.blobs} | set(manifest.blob_children),
         "manifest_child": {child.digest for child in manifest.manifests},
@@ -164,12 +165,12 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
     for digest in _missing(db, _MISSING_BLOBS, stored, {blob.digest for blob in manifest.blobs} - manifest.foreign):
         text = f"the manifest needs the blob {digest}, which {stored.repository_name} lacks; push the image again"
         yield ProblemCode.MANIFEST_BLOB_MISSING, text, (digest,)
-    not_manifests = _missing(db, _MISSING_MANIFESTS, stored, {child.digest for child in manifest.manifests})
+    digests_without_manifest = _missing(db, _MISSING_MANIFESTS, stored, {child.digest for child in manifest.manifests})
     # An entry that may be a blob is missing only if the repository has neither a manifest nor a blob with its digest.
-    may_be_blobs = {digest for digest in manifest.blob_children if digest in not_manifests}
-    not_blobs = set(_missing(db, _MISSING_BLOBS, stored, may_be_blobs))
-    for digest in not_manifests:
-        if digest not in may_be_blobs or digest in not_blobs:
+    may_be_blobs = {digest for digest in manifest.blob_children if digest in digests_without_manifest}
+    digests_without_blob = set(_missing(db, _MISSING_BLOBS, stored, may_be_blobs))
+    for digest in digests_without_manifest:
+        if digest not in may_be_blobs or digest in digests_without_blob:
             text = f"the index lists {digest}, which {stored.repository_name} lacks; push the image or delete the index"
             yield ProblemCode.INDEX_CHILD_MISSING, text, (digest,)
 

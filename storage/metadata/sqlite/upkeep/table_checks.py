@@ -24,8 +24,8 @@ class Rule:
 
     - `code`: the kind of the problem.
     - `broken_if`: an SQL condition on a row (alias `t`). It is true if the row breaks the rule.
-    - `text`: a description of the problem for people. It may contain `{repository}` and `{item}`, which stand for the
-      two names that a problem states (`TableCheck`)."""
+    - `text`: a description of the problem for people. In the text, `{repository}` is replaced by the name of the
+      row's repository, and `{item}` by the row's tag or digest."""
 
     code: ProblemCode
     broken_if: str
@@ -36,10 +36,10 @@ class Rule:
 class TableCheck:
     """The rules for the rows of a table.
 
-    - `area`: the name of the check. Each problem states it.
+    - `area`: the name of the check, the field `area` of each problem.
     - `key`: the columns of the table's key.
-    - `repository`: an SQL expression for the name of the repository that a problem states.
-    - `item`: an SQL expression for the tag or the digest that a problem states.
+    - `repository`: an SQL expression for the name of the row's repository, the field `repository` of a problem.
+    - `item`: an SQL expression for the row's tag or digest, the field `item` of a problem.
 
     The value of `repository` or `item` is empty or NULL if the row has no such name."""
 
@@ -149,6 +149,8 @@ TABLE_CHECKS: Final = (
                 f"{_BLOB_DIGEST} IS NULL",
                 "{repository} has a link to a blob that does not exist",
             ),
+            # Garbage collection checks only links in the queue `collect_queue`. An unused link that is not in the queue
+            # is never removed.
             Rule(
                 ProblemCode.LINK_NOT_QUEUED,
                 f"{_REPOSITORY} IS NOT NULL AND {_BLOB_DIGEST} IS NOT NULL "

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from registry.cli.takeover import check_takeover, successor
+from registry.cli.takeover import check_takeover, make_successor
 from registry.config import Settings
 from registry.config.telemetry_settings import MetricsSettings
 from registry.server.gate.listener import address_of, bind
@@ -32,7 +32,7 @@ def used() -> Iterator[str]:
 
 def facts_of(settings: Settings, *sockets: str) -> dict[str, str]:
     """Returns the facts that a server with these settings and sockets passes to its successor."""
-    return successor(settings, sockets, bound_to_loopback=True).facts
+    return make_successor(settings, sockets, bound_to_loopback=True).facts
 
 
 def refusal(settings: Settings, facts: dict[str, str], capsys: pytest.CaptureFixture[str]) -> str:

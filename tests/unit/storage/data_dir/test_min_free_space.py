@@ -44,8 +44,8 @@ async def test_new_bytes_are_refused(low_space_store: StoredRegistry) -> None:
         await push_blob(low_space_store, APP, b"more")
     with pytest.raises(StorageFull, match="almost full"):
         await low_space_store.partials.claim(descriptor_of(b"more").digest, 4)
-    assert low_space_store.push_refusal() == low_space_store.storage_problem()
-    assert "almost full" in (low_space_store.push_refusal() or "")
+    assert low_space_store.push_refusal_reason() == low_space_store.storage_problem()
+    assert "almost full" in (low_space_store.push_refusal_reason() or "")
 
 
 async def test_reads_deletes_and_collection_work(low_space_store: StoredRegistry) -> None:
@@ -62,8 +62,8 @@ async def test_the_announced_size_counts(tmp_path: Path) -> None:
     async with open_registry(tmp_path, min_free=MinFreeSpace(size=1)) as store:
         free = store.free_bytes()
         assert free is not None
-        assert store.push_refusal(free // 2) is None
-        assert store.push_refusal(2 * free) is not None
+        assert store.push_refusal_reason(free // 2) is None
+        assert store.push_refusal_reason(2 * free) is not None
         with pytest.raises(StorageFull):
             await store.partials.claim(descriptor_of(b"large").digest, 1000 * TIB)
         assert store.storage_problem() is None

@@ -143,7 +143,9 @@ async def test_a_foreign_position_is_refused(service: AppInProcess, tmp_path: Pa
         assert (answer.status, "request the list from its start" in answer.body.decode()) == (400, True), wrong_position
     async with api_client(service) as client:
         elsewhere = await client.get(f"/api/v1/grants?after={position}", headers={"authorization": login})
-        assert (elsewhere.status_code, "this registry has not issued the cursor" in elsewhere.text) == (400, True), elsewhere.text
+        assert (elsewhere.status_code, "this registry has not issued the cursor" in elsewhere.text) == (400, True), (
+            elsewhere.text
+        )
     async with running_app(tmp_path / "other") as other:
         other_login = await other.user("alice")
         answer = await other.client("GET", f"/v2/_catalog?last={position}", {"authorization": other_login})
