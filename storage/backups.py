@@ -121,10 +121,10 @@ class Snapshots(Protocol):
         """Marks a copy as restored now. Changes two things in the copy, because the copied registry may have recorded
         pulls and events after the copy was made:
 
-        - `TagFacts.unrecorded_until` of each tag becomes the time of the restore.
+        - The pulls before the time of the restore count as incompletely recorded (`TagFacts.unrecorded_until`).
         - Events after the restore will get higher numbers than all events of the copied registry.
 
         `copied_at`: when the copy was made, in seconds since 1970. The time of the restore is the present time. If the
-        clock is behind, the time of the restore is the later one of `copied_at` and the time of an earlier restore.
-        Blocks. Raises BackupFailed."""
+        clock shows a time before `copied_at` or before an earlier restore, the later of these two times is used
+        instead. Blocks. Raises BackupFailed."""
         ...

@@ -56,7 +56,7 @@ class Pulls(Protocol):
         newest ones. Raises StorageFull, StorageFailed."""
         ...
 
-    async def mark_recorded(self, now: float) -> None:
+    async def mark_pulls_recorded(self, now: float) -> None:
         """Records that a server runs and has saved all pulls until `now`, in seconds since 1970. `RecordedPeriods` is
         computed from the times of these calls. Raises StorageFull, StorageFailed."""
         ...

@@ -37,7 +37,9 @@ class DirectoryImportBody(BodyModel):
         default=False, alias="copy", description="Copy all files, instead of making hard links where possible"
     )
     overwrite: bool = Field(
-        default=False, description="Also set tags that somebody has changed in this registry since the last import"
+        default=False,
+        description="true: import a tag even if somebody has changed it in this registry since the last import, or if "
+        "retention has deleted it. false: leave such a tag as it is",
     )
 
 
@@ -57,7 +59,9 @@ class RemoteImportBody(BodyModel):
     include: Patterns = Field(default=[])
     exclude: Patterns = Field(default=[])
     overwrite: bool = Field(
-        default=False, description="Also set tags that somebody has changed in this registry since the last import"
+        default=False,
+        description="true: import a tag even if somebody has changed it in this registry since the last import, or if "
+        "retention has deleted it. false: leave such a tag as it is",
     )
 
 

@@ -59,7 +59,8 @@ class RetentionTotals(BaseModel):
         description="Bytes that garbage collection frees after the rule has deleted the counted tags and manifests"
     )
     bytes_left: int = Field(
-        description="Bytes that the images of deleted tags keep occupying if the rule has no delete_untagged_after"
+        description="Bytes of images that would lose their tags but stay stored, because the rule has no "
+        "delete_untagged_after. Not included in bytes_freed"
     )
     complete: bool = Field(
         description="False: the totals count only a part of the tags and manifests, because the repository has more "
@@ -103,7 +104,7 @@ async def preview_retention(
         raise Denied(f"{caller.rights.account_name} may not see this preview without the right `admin` on {repo}")
     preview = caller.upkeep.retention_preview
     rule = preview.rule_of(repo)
-    # Each account runs one preview at a time.
+    # A visitor, such as an account, runs one preview at a time.
     async with preview.slots.slot(caller.visitor_key):
         lines = await preview.tag_lines(repo, after, limit)
         totals = None if after is not None else await preview.totals(repo)

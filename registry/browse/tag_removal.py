@@ -90,9 +90,9 @@ class TagRemover:
     async def _removal_plan(
         self, repo: RepositoryName, tags: Sequence[Tag], is_immutable: IsImmutable
     ) -> TagRemovalPlan:
-        """Returns the plan for the removal of `tags`, without immutable tags and immutable referrer tags. The plan may
-        list a manifest to which an immutable referrer tag points. `remove` does not delete such a manifest, because it
-        still has a tag."""
+        """Returns the plan for the removal of `tags`. Only the tags of the plan leave out immutable tags. Its manifests
+        may include one to which an immutable referrer tag points. `remove` does not delete such a manifest, because the
+        manifest still has a tag."""
         plan = await self._planner.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
         return replace(plan, tags=[tag for tag in plan.tags if not is_immutable(tag.name)])
 
@@ -102,11 +102,11 @@ class TagRemover:
         Raises NameUnknown."""
         restored, refused = [], []
         is_immutable = self._immutable_tags.in_repository(repo)
-        does_not_exist = Condition(negated=True)
+        must_not_exist = Condition(negated=True)  # like the header `If-None-Match: *`: holds if the tag does not exist
         for tag, digest in tags:
             try:
                 move = await self._history.move(
-                    repo, tag, digest, by=by, condition=does_not_exist, is_immutable=is_immutable
+                    repo, tag, digest, by=by, condition=must_not_exist, is_immutable=is_immutable
                 )
             except NameUnknown:  # the repository does not exist, so no tag can be restored
                 raise

@@ -64,21 +64,21 @@ def tag_row(
     *frozen* tag stays at one digest in this registry, even if the upstream moves the tag. `max_platforms`: the largest
     number of platforms in the row."""
     platforms = list(overview.platforms[:max_platforms])
-    facts, summary = tag.manifest, overview.summary
+    manifest, summary = tag.manifest, overview.summary
     return TagRow(
         tag=tag.name,
-        digest=facts.digest,
-        media_type=facts.media_type,
+        digest=manifest.digest,
+        media_type=manifest.media_type,
         kind=summary.kind,
-        artifact_type=facts.artifact_type if summary.kind == "artifact" else None,
+        artifact_type=manifest.artifact_type if summary.kind == "artifact" else None,
         platforms=platforms,
         more_platforms=overview.more_platforms + len(overview.platforms) - len(platforms),
-        stored_bytes=facts.stored_bytes,
+        stored_bytes=manifest.stored_bytes,
         created=overview.created,
         pushed=utc_time(tag.pushed),
         pushed_by=tag.pushed_by,
-        last_pulled=None if facts.last_pulled is None else utc_time(facts.last_pulled),
-        pulls=facts.pulls,
+        last_pulled=None if manifest.last_pulled is None else utc_time(manifest.last_pulled),
+        pulls=manifest.pulls,
         marks=overview.marks,  # whether the image is signed, has an SBOM and has attestations
         immutable=is_immutable(tag.name),
         frozen_at=frozen_digests.get(tag.name),

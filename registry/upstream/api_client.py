@@ -66,7 +66,7 @@ class ApiClient:
         """The HTTP clients, each with a semaphore that has one slot for each connection. A key is the URL of a proxy
         (None: no proxy) and the addresses to which the client may connect."""
 
-    def reach_from(self, response: UpstreamResponse) -> Reach:
+    def addresses_allowed_for_links(self, response: UpstreamResponse) -> Reach:
         """Returns the addresses to which a URL in `response` may lead, such as the URL of a next page."""
         return self._endpoint_reach.after(response.network)
 

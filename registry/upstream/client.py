@@ -8,9 +8,9 @@ UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and StorageFailed 
 request*. Each "not found" error, such as BlobUnknown, has an *unconfirmed* variant, such as UnconfirmedBlobUnknown. The
 variant is raised if the content may exist, for example because a proxy or firewall possibly sent the "not found".
 
-Content with a digest is the same at all endpoints. For such content, requests are made with `any_endpoint`: if one
-endpoint does not have the content, the next one is tried. For tags and lists, a "not found" from the first endpoint in
-the settings is raised, and no other endpoint is tried.
+Content with a digest is the same at all endpoints. For such content, requests are made with `continue_after_refusal`:
+if one endpoint does not have the content, the next one is tried. For tags and lists, a "not found" from the first
+endpoint in the settings is raised, and no other endpoint is tried.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class HttpUpstreamClient:
                 return (await self._parser.parse_verified_manifest(response, reference)).descriptor
 
         return await self._requester.try_endpoints(
-            operation, repo, RequestKind.HEAD, any_endpoint=isinstance(reference, Digest)
+            operation, repo, RequestKind.HEAD, continue_after_refusal=isinstance(reference, Digest)
         )
 
     async def get_manifest(
@@ -152,7 +152,7 @@ class HttpUpstreamClient:
             return manifest
 
         return await self._requester.try_endpoints(
-            operation, repo, RequestKind.MANIFEST, any_endpoint=isinstance(reference, Digest)
+            operation, repo, RequestKind.MANIFEST, continue_after_refusal=isinstance(reference, Digest)
         )
 
     async def _request_manifest(
@@ -186,7 +186,7 @@ class HttpUpstreamClient:
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Descriptor:
             return Descriptor(BLOB_TYPE, digest, await self._blob_size(endpoint, attempt, repo, digest))
 
-        return await self._requester.try_endpoints(operation, repo, RequestKind.BLOB, any_endpoint=True)
+        return await self._requester.try_endpoints(operation, repo, RequestKind.BLOB, continue_after_refusal=True)
 
     async def _blob_size(
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName, digest: Digest
@@ -286,7 +286,7 @@ class HttpUpstreamClient:
             # There is no time limit for the whole blob, because `BlobClient` stops a transfer that makes no progress.
             await self._requester.try_endpoints(
                 *(operation, repo, RequestKind.BLOB),
-                any_endpoint=True,
+                continue_after_refusal=True,
                 avoid=avoid,
                 untrusted=untrusted,
                 timeout_seconds=None,

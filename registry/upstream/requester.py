@@ -75,9 +75,9 @@ _INCONCLUSIVE_ERRORS = (
 """Errors that do not show whether the content exists. After such an error, the next endpoint is always tried."""
 _NOT_AT_THIS_ENDPOINT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, RangesUnsupported)
 """Errors of an endpoint that does not have the content, does not give it to this registry, or cannot send a part of it.
-After such an error, the parameter `any_endpoint` of `try_endpoints` decides whether the next endpoint is tried."""
+If the first endpoint raises such an error, `continue_after_refusal` decides whether the next endpoint is tried."""
 _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
-"""Statuses with which a registry may refuse a request only because the request has no login."""
+"""Statuses with which a registry may refuse a request without a login, even if it accepts the request with a login."""
 _HIDING_STATUSES = frozenset({403, 404, 410})
 """Statuses with which a registry may hide content from a request without a token. If no token could be obtained for a
 request, `UpstreamRequester.send_authorized` raises an error for these statuses, even if `accepted_statuses` contains
@@ -137,7 +137,7 @@ class UpstreamRequester:
         repo: RepositoryName,
         kind: RequestKind,
         *,
-        any_endpoint: bool = False,
+        continue_after_refusal: bool = False,
         avoid: Collection[str] = (),
         untrusted: Collection[str] = (),
         timeout_seconds: float | None = REQUEST_TIMEOUT_SECONDS,
@@ -146,7 +146,7 @@ class UpstreamRequester:
         If no call succeeds, raises one of the errors that occurred (see _ERROR_PRECEDENCE).
 
         - `kind`: endpoints that are paused for this kind of request after a 429 are not tried.
-        - `any_endpoint`: False (for tags and lists): if the first endpoint in the settings raises an error of
+        - `continue_after_refusal`: False (for tags and lists): if the first endpoint in the settings raises an error of
           _NOT_AT_THIS_ENDPOINT, this error is raised at once. True (for content with a digest): the next endpoint is
           tried.
         - `avoid`: URLs of endpoints that are tried after the other endpoints.
@@ -172,7 +172,7 @@ class UpstreamRequester:
                 failures.append(_without_traceback(error))
             except _NOT_AT_THIS_ENDPOINT as error:
                 self._observer.on_error(error)
-                if not any_endpoint and endpoint is self._endpoints.all[0]:
+                if not continue_after_refusal and endpoint is self._endpoints.all[0]:
                     raise
                 failures.append(_without_traceback(error))
         raise _error_to_report([*failures, *circuit_errors])
@@ -229,7 +229,7 @@ class UpstreamRequester:
         scope, as for a login."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:
-            # With the missing login, the endpoint might return the content. A retry does not help (`needs_login`).
+            # The endpoint might return the content to a request with a login. A retry does not help (`needs_login`).
             not_found_error = as_unconfirmed(not_found_error, needs_login=True)
         scope = f"repository:{repo}:pull" if scope is None else scope
         try:
@@ -321,14 +321,14 @@ class UpstreamRequester:
         - `max_bytes`: the largest body.
         - `read_body`: if False, a successful response is returned without its body.
         - `linked_from`: the response that contains the link `path`. The request may connect only to the addresses that
-          `ApiClient.reach_from` returns for this response. None: `path` does not come from a response.
+          `ApiClient.addresses_allowed_for_links` returns for this response. None: `path` does not come from a response.
         - `memory`: a large body counts against the memory budget until the `with` block of this `ShareScope` ends.
           None: the body counts only while it is received.
         - `scope`: see `send_authorized`."""
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
         if not is_same_origin(url, endpoint.url):
             raise UpstreamUnavailable(f"{loggable_origin(endpoint.url)} links to a page on another origin")
-        reach = self._api.reach_from(linked_from) if linked_from is not None else None
+        addresses = self._api.addresses_allowed_for_links(linked_from) if linked_from is not None else None
 
         async def send(authorization: Mapping[str, str]) -> UpstreamResponse:
             async with self._repository_limit.acquire(repo):
@@ -338,7 +338,7 @@ class UpstreamRequester:
                     {**(headers or {}), **authorization},
                     max_bytes=max_bytes,
                     read_body=read_body,
-                    reach=reach,
+                    reach=addresses,
                     attempt=attempt,
                     memory=memory,
                 )
@@ -353,8 +353,8 @@ class UpstreamRequester:
         await self._auth.delete_token(endpoint.url, scope)
 
     async def aclose(self) -> None:
-        """Cancels running logins (GET `/v2/`, and requests for tokens). Makes the metrics no longer count the circuit
-        breakers of the endpoints as open, even if this call is cancelled. Idempotent."""
+        """First removes the open circuit breakers of the endpoints from the metrics. Then cancels running logins (GET
+        `/v2/`, and requests for tokens). Only the second step can be cancelled. Idempotent."""
         self._endpoints.close()
         await self._auth.aclose()
 

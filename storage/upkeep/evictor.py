@@ -44,8 +44,11 @@ UNUSED_SECONDS: Final = 60.0
 """A link is *unused* if no manifest of the repository refers to the blob, and no client has used the blob for this
 time. An eviction removes unused links when it finds no further image to evict."""
 CHECK_SECONDS: Final = 2.0
-"""Time between two checks of the limits. `Evictor.check_soon` makes the next check come earlier, except after a check
-that failed or that should have evicted images but evicted none."""
+"""Time between two checks of the limits. A call of `Evictor.check_soon` ends this time early. In two cases, the evictor
+first waits this time once more, which no call ends early:
+
+- The last check failed.
+- The last check had to evict images but evicted none."""
 WARNING_SECONDS: Final = 600.0
 """Shortest time between two warnings for the same reason."""
 IMAGES_PER_ROUND: Final = 20
@@ -173,8 +176,9 @@ class Evictor:
 
     async def check(self) -> bool:
         """Evicts images if a budget is exceeded or the disk lacks free space. Returns False if images had to be evicted
-        but none could be, otherwise True. After an eviction for free space without an effect, `check` does not evict
-        for free space for some time, in any process (`EvictionPause`). Raises StorageFull, StorageFailed."""
+        but none could be, otherwise True. If an eviction for free space hardly increases the free space, an
+        `EvictionPause` begins. During the pause, `check` evicts no images for free space, in any process. Raises
+        StorageFull, StorageFailed."""
         await self._pause.update()
         if not (self._must_free_space() or await self._is_any_budget_exceeded()):
             return True
@@ -288,7 +292,7 @@ class Evictor:
         try:
             while not await is_reached():
                 rules = await self._rules()
-                outcome: EvictedImage | bool = True  # see `CachedImages.evict_next`
+                outcome: EvictedImage | bool = True  # True: images may be left to check; False: no image is left
                 for _ in range(IMAGES_PER_ROUND):
                     outcome = await self._images.evict_next(upstreams, rules, started, EVICTION_ACTOR)
                     if isinstance(outcome, EvictedImage):

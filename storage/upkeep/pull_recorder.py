@@ -66,8 +66,8 @@ class PullRecorder:
         """The count of each manifest, by its repository's name and its digest."""
         self._is_full = asyncio.Event()
         self._marked_interval = -1.0
-        """The time of the last record of `mark_recorded`, in whole intervals of `MARK_SECONDS` since 1970; -1.0 before
-        the first record."""
+        """The time of the last record of `mark_pulls_recorded`, in whole intervals of `MARK_SECONDS` since 1970; -1.0
+        before the first record."""
 
     def count(self, pull: Pull) -> None:
         """Counts a pull. Ignores it if the manifest has no count yet and `capacity` is reached. Takes less than a
@@ -94,7 +94,7 @@ class PullRecorder:
             self._is_full.clear()
             try:
                 await self.store()
-                await self.mark_recorded()
+                await self.mark_pulls_recorded()
                 logged_error = ""
             except Exception as error:
                 raise_if_cancelled()
@@ -122,14 +122,14 @@ class PullRecorder:
                 self._put_back(counts)
                 raise
 
-    async def mark_recorded(self) -> None:
+    async def mark_pulls_recorded(self) -> None:
         """Records that the recorder runs and has stored all pulls until now. Makes at most one record in each interval
         of `MARK_SECONDS`. Makes no record on a full disk: retention must not count times in which no pulls can be
         stored. Raises StorageFailed."""
         now = self._clock()
         if now // MARK_SECONDS != self._marked_interval:
             with suppress(StorageFull):
-                await self._pull_store.mark_recorded(now)
+                await self._pull_store.mark_pulls_recorded(now)
                 self._marked_interval = now // MARK_SECONDS
 
     async def _find_location(self, repo: RepositoryName) -> tuple[RepositoryName, str] | None:

@@ -62,8 +62,8 @@ def backup(
         bool,
         typer.Option(
             "--new",
-            help="Make the backup even if the disk with the earlier backups in DIR is not mounted. Without --new, the "
-            "command then fails.",
+            help="Begin a new directory of backups in DIR. Without --new, the command fails if earlier backups to DIR "
+            "are on a disk that is not mounted.",
         ),
     ] = False,
     config: ConfigOption = None,

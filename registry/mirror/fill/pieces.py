@@ -8,9 +8,9 @@ no byte after the end of the piece.
 
 A *straggler* is a connection that is much slower than the others. When all bytes have been requested, the requests of
 stragglers are cancelled, and the missing bytes of their pieces are requested again over other connections. The rate of
-a connection is compared with the rates of the other connections and of pieces that ended a short time ago. Each
-cancellation discards the rates of the ended pieces, so that a download that becomes slower as a whole does not lose its
-connections again and again.
+a connection is compared with the rates of the other connections and of pieces that ended a short time ago. If the
+whole download becomes slower, every connection is slow compared with these pieces. Therefore each cancellation
+discards the rates of the ended pieces, so that the same pieces cause no further cancellations.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ is twice as long."""
 LONGEST_GROWTH_PAUSE_SECONDS: Final = 16.0
 """Longest pause until the number of connections may be doubled again."""
 FIRST_BYTES_SECONDS: Final = 1.0
-"""Longest time after a doubling in which the rate is not measured because a new connection waits for its first byte."""
+"""After a doubling, the rate is not measured until each new connection has received its first byte. After this time,
+the rate is measured in any case."""
 
 
 class Piece:
@@ -204,8 +205,8 @@ class AdaptiveConcurrency:
             self._pause_growth(now, rate)
 
     def reduce_connections(self, now: float, available: int) -> None:
-        """Reduces the number of connections to `available`, the number of connections that other downloads leave of the
-        upstream's limit."""
+        """Reduces the number of connections to `available`, the number that this download may have now. All downloads
+        share the connections that the upstream's limit allows."""
         self.connections = max(1, min(self.connections, available))
         self._pause_growth(now, 0.0)
         self._paused_until = now + 2 * RATE_WINDOW_SECONDS

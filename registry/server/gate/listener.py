@@ -74,10 +74,10 @@ def address_of(sock: socket.socket) -> str:
 
 
 def overlaps(listen: str, used: str) -> bool:
-    """Returns whether two sockets cannot listen on the addresses `listen` and `used` (each HOST:PORT) at the same time.
-    Two addresses overlap if the ports are the same, and the hosts are the same or one of the hosts stands for all
-    addresses. Compares only the texts: does not notice if two different host names lead to one address. Returns False
-    if a text is malformed, or if a port is 0."""
+    """Returns True if the addresses `listen` and `used` (each HOST:PORT) overlap: while a socket listens on one of
+    them, no socket can listen on the other. Two addresses overlap if the ports are the same, and the hosts are the same
+    or one of the hosts stands for all addresses. Compares only the texts: does not notice if two different host names
+    lead to one address. Returns False if a text is malformed, or if a port is 0."""
     try:
         (host, port), (used_host, used_port) = _split(listen), _split(used)
     except ListenError:

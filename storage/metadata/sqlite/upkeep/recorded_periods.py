@@ -16,14 +16,14 @@ from storage.recorded_periods import MAX_SILENT_SECONDS, RecordedPeriods
 MAX_PERIODS: Final = 2000
 """Largest number of periods that the table keeps. If the server stops once a night, the table covers five years."""
 _MIN_EXTENSION_SECONDS: Final = 60.0
-"""`mark_recorded` extends a period only by at least this much. All processes of a server call it at about the same
-times, and the limit lets only the first of them write."""
+"""`mark_pulls_recorded` extends a period only by at least this much. All processes of a server call it at about the
+same times, and the limit lets only the first of them write."""
 _LAST_PERIOD: Final = "SELECT start, until FROM recorded_period ORDER BY start DESC LIMIT 1"
 _DELETE_OLDEST: Final = """
 DELETE FROM recorded_period WHERE start < (SELECT start FROM recorded_period ORDER BY start DESC LIMIT 1 OFFSET ?)"""
 
 
-def mark_recorded(db: apsw.Connection, now: float) -> None:
+def mark_pulls_recorded(db: apsw.Connection, now: float) -> None:
     """Records that a server runs and has stored the pulls until `now`. Extends the last period to `now`. If the last
     period ended more than `MAX_SILENT_SECONDS` ago, begins a new period. Deletes or shortens periods in the future,
     which were stored while the clock was ahead. The caller begins and commits the transaction."""

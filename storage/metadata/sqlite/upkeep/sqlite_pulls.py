@@ -42,10 +42,11 @@ class SqlitePulls:
         # `ReserveUse.NONE`: on a full disk, counts of pulls must not use the reserved space that deletions need.
         await self._writer.run(add, durable=False, reserve_use=ReserveUse.NONE)
 
-    async def mark_recorded(self, now: float) -> None:
-        # `ReserveUse.NONE`, as in `save`: if a full disk keeps `save` from storing pulls, this call must fail as well.
+    async def mark_pulls_recorded(self, now: float) -> None:
+        # Stores that all pulls until `now` are saved. `ReserveUse.NONE`, as in `save`: if a full disk keeps `save` from
+        # storing pulls, this call must fail as well.
         await self._writer.run(
-            lambda db: recorded_periods.mark_recorded(db, now), durable=False, reserve_use=ReserveUse.NONE
+            lambda db: recorded_periods.mark_pulls_recorded(db, now), durable=False, reserve_use=ReserveUse.NONE
         )
 
     async def record_of(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:

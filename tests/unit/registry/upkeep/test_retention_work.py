@@ -429,7 +429,7 @@ async def test_nothing_that_was_pulled_is_deleted_after_the_server_was_off(store
     pulled, never_pulled, _ = await push_daily(store, clock, APP, "a", "b", "c")
     untagged = await push_image(store, APP, "untagged")
     clock.pass_days(20)
-    await store.pulls.mark_recorded(clock())
+    await store.pulls.mark_pulls_recorded(clock())
     for manifest in (pulled, untagged):
         await pull(store, APP, manifest.digest, clock)
     clock.pass_days(20)
@@ -438,13 +438,13 @@ async def test_nothing_that_was_pulled_is_deleted_after_the_server_was_off(store
     assert kept == {"a": True, "b": False, "c": True}
     await run()
     assert await all_tags(store, APP) == ["a", "c"]
-    await store.pulls.mark_recorded(clock())
+    await store.pulls.mark_pulls_recorded(clock())
     await run()
     assert await all_tags(store, APP) == ["a", "c"]
     assert await has_manifest(store, APP, untagged)
     for _ in range(15 * 24):
         clock.now += DAY / 24
-        await store.pulls.mark_recorded(clock())
+        await store.pulls.mark_pulls_recorded(clock())
     await run()
     assert await all_tags(store, APP) == ["c"]
     assert not await has_manifest(store, APP, untagged)

@@ -24,25 +24,25 @@ HOUR, MINUTE = 3600.0, 60.0
 async def mark_every_five_minutes(store: StoredRegistry, clock: Clock, seconds: float) -> None:
     for _ in range(int(seconds // (5 * MINUTE))):
         clock.now += 5 * MINUTE
-        await store.pulls.mark_recorded(clock())
+        await store.pulls.mark_pulls_recorded(clock())
 
 
 async def test_a_running_server_extends_one_period(store: StoredRegistry, clock: Clock) -> None:
     """While a server runs, one period grows. A short restart of the server does not end it."""
-    await store.pulls.mark_recorded(clock())
+    await store.pulls.mark_pulls_recorded(clock())
     await mark_every_five_minutes(store, clock, HOUR)
     clock.now += 50 * MINUTE
-    await store.pulls.mark_recorded(clock())
+    await store.pulls.mark_pulls_recorded(clock())
     assert await store.retention.recorded_periods() == RecordedPeriods([(START, clock())])
 
 
 async def test_a_silence_of_more_than_an_hour_is_a_gap(store: StoredRegistry, clock: Clock) -> None:
     """If the server was off for more than an hour, or the clock has jumped ahead, a new period begins."""
-    await store.pulls.mark_recorded(clock())
+    await store.pulls.mark_pulls_recorded(clock())
     await mark_every_five_minutes(store, clock, HOUR)
     stopped = clock()
     clock.pass_days(20)
-    await store.pulls.mark_recorded(clock())
+    await store.pulls.mark_pulls_recorded(clock())
     recorded = await store.retention.recorded_periods()
     assert recorded == RecordedPeriods([(START, stopped), (clock(), clock())])
     assert recorded.start_of_window(HOUR / 2, clock()) == stopped - HOUR / 2
@@ -50,20 +50,20 @@ async def test_a_silence_of_more_than_an_hour_is_a_gap(store: StoredRegistry, cl
 
 async def test_periods_in_the_future_are_corrected(store: StoredRegistry, clock: Clock) -> None:
     """If the clock was ahead and is set back, the periods of that time are removed, so that the present counts."""
-    await store.pulls.mark_recorded(clock())
+    await store.pulls.mark_pulls_recorded(clock())
     clock.pass_days(30)
-    await store.pulls.mark_recorded(clock())
+    await store.pulls.mark_pulls_recorded(clock())
     clock.now = START + 10 * MINUTE
-    await store.pulls.mark_recorded(clock())
+    await store.pulls.mark_pulls_recorded(clock())
     assert await store.retention.recorded_periods() == RecordedPeriods([(START, clock())])
 
 
 async def test_a_period_that_ends_in_the_future_is_cut(store: StoredRegistry, clock: Clock) -> None:
     """If the clock is set back within a period, the period ends at the present time."""
-    await store.pulls.mark_recorded(clock())
+    await store.pulls.mark_pulls_recorded(clock())
     await mark_every_five_minutes(store, clock, HOUR)
     clock.now = START + 10 * MINUTE
-    await store.pulls.mark_recorded(clock())
+    await store.pulls.mark_pulls_recorded(clock())
     assert await store.retention.recorded_periods() == RecordedPeriods([(START, clock())])
 
 
@@ -74,7 +74,7 @@ async def test_the_number_of_periods_is_limited(
     monkeypatch.setattr(recorded_periods, "MAX_PERIODS", 3)
     for _ in range(5):
         clock.pass_days(1)
-        await store.pulls.mark_recorded(clock())
+        await store.pulls.mark_pulls_recorded(clock())
     times = [START + day * DAY for day in (3, 4, 5)]
     assert await store.retention.recorded_periods() == RecordedPeriods([(at, at) for at in times])
 

@@ -46,7 +46,7 @@ class FakePulls(Pulls):
         self.batches.append(len(counts))
         self.has_saved.set()
 
-    async def mark_recorded(self, now: float) -> None:
+    async def mark_pulls_recorded(self, now: float) -> None:
         if self.is_full:
             raise StorageFull
         self.marks.append(now)
@@ -187,12 +187,12 @@ async def test_the_recorder_records_that_it_runs(clock: Clock) -> None:
     pulls = FakePulls()
     recorder = PullRecorder(pulls, locate_hosted, clock)
     begin = clock.now = clock.now // MARK_SECONDS * MARK_SECONDS
-    await recorder.mark_recorded()
+    await recorder.mark_pulls_recorded()
     assert pulls.marks == []
     pulls.is_full = False
     for second in range(10, 1000, 10):
         clock.now = begin + second
-        await recorder.mark_recorded()
+        await recorder.mark_pulls_recorded()
     assert pulls.marks == [begin + 10, begin + MARK_SECONDS, begin + 2 * MARK_SECONDS, begin + 3 * MARK_SECONDS]
 
 

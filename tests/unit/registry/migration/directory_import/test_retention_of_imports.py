@@ -122,7 +122,7 @@ async def test_imported_content_waits_for_the_first_start_of_a_server(
         push_old(old_registry, number, f"b{number}")
     await run_import()
     clock.pass_days(20)
-    await store.pulls.mark_recorded(clock())
+    await store.pulls.mark_pulls_recorded(clock())
     assert (await RetentionRun(store, clock, RULE)())["tags_deleted"] == 0
 
 
