@@ -61,7 +61,7 @@ async def log_call(
         outcome = type(error).__name__
         raise
     finally:
-        actor = by or request
+        origin = by or request  # both have an address and a request id
         log.debug(
             "operation=%s repository=%s reference=%s outcome=%s ms=%.1f actor=%s address=%s request=%s",
             operation,
@@ -70,8 +70,8 @@ async def log_call(
             outcome,
             (time.perf_counter() - started) * 1000,
             request.principal_name if by is None else by.name,
-            actor.address or "-",
-            actor.request_id or "-",
+            origin.address or "-",
+            origin.request_id or "-",
         )
 
 

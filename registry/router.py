@@ -188,9 +188,12 @@ class Router(RefusingRegistry):
         return await call.invoke_on(destination.registry)
 
     async def _is_check_before_push(self, repo: RepositoryName, destination: Destination) -> bool:
-        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`: nothing was
-        ever pushed to `repo`, and nothing was ever pulled from the repository of the default upstream that `repo` means
-        until then. In a pull, the client requests a manifest before the blobs, and the mirror stores the manifest."""
+        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`.
+        `destination`: the result of `locate` for `repo`. Returns True if both conditions hold:
+
+        - The mirror of the default upstream answers reads of `repo`, because nothing was ever pushed to `repo`.
+        - Nothing was ever pulled from the repository `destination.repo` of this mirror. A client that pulls requests a
+          manifest before the blobs, and the mirror stores the manifest. So this client does not pull."""
         if destination.upstream is None or self.naming.upstream_of(repo) is not None:
             return False
         return not await self._is_used(destination.repo)
@@ -258,8 +261,8 @@ class Router(RefusingRegistry):
         Returns None if `repo` cannot mean such a repository, if nothing was ever pulled from the repository, or if the
         client is not allowed to pull from it.
 
-        If something was already pushed to `repo`, the result has the hosted registry in place of the mirror. It reads
-        the mirrored repository from the shared store, and never asks the upstream."""
+        If something was already pushed to `repo`, the result has the hosted registry in place of the mirror. The
+        hosted registry reads the mirrored repository from the shared store, and never asks the upstream."""
         name_at_default = self.naming.name_at_default_upstream(repo)
         if name_at_default is None or not current_request().may_pull(name_at_default):
             return None
@@ -300,8 +303,9 @@ class Router(RefusingRegistry):
         with suppress(BlobUnknown):
             await self._mount_mirrored_blob(digest, source.repo, repo, by)
             return
-        # Several repositories can share one download, so `source` may not have the blob yet. The mirror adds a stored
-        # blob to `source` when the blob is opened.
+        # The store has the blob now, but `source` may not have it, because the download may have been started for
+        # another repository. If a blob is already stored when it is opened, the mirror adds it to `source`. So this
+        # method opens the blob again.
         async with aclosing(await source.registry.open_blob(source.repo, digest)):
             await self._mount_mirrored_blob(digest, source.repo, repo, by)
 

@@ -121,8 +121,9 @@ class HashlibDigest:
 def _library_files() -> list[str | None]:
     """Returns the files that may contain libcrypto's functions, in the order in which to try them:
 
-    - The file of the module `_hashlib`, which is linked to libcrypto. None stands for the running program, in which
-      some builds of Python contain `_hashlib` and libcrypto. Left out if Python has no `_hashlib`.
+    - The file of the module `_hashlib`, which is linked to libcrypto. In some builds of Python, `_hashlib` has no file
+      of its own: `_hashlib` and libcrypto are parts of the Python program. The list then has None, which stands for
+      the running program. If Python has no `_hashlib`, this entry is left out.
     - The names of the machine's libcrypto. Its version may differ from the version of `hashlib`'s libcrypto. The
       difference does no harm, because all functions that compute a digest come from the same file."""
     try:

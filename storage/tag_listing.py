@@ -87,8 +87,8 @@ class ManifestFacts:
     """The facts in the metadata about a manifest of a repository.
 
     - `size`: size of the manifest itself in bytes; 0 if its stored bytes are damaged.
-    - `stored_at`: time of the manifest's last push to the repository, or up to a minute earlier; in a mirror, the time
-      at which the manifest was stored.
+    - `stored_at`: in a mirror, the time at which the manifest was stored. Otherwise the recorded time of the manifest's
+      last push to the repository. A push at most a minute after the recorded time is not recorded.
     - `last_pulled`: when a manifest of the tree was last pulled; None: no pull is recorded.
     - `pulls`: number of pulls of all manifests of the tree together.
     - `stored_bytes`: total size in bytes of the stored blobs of the tree, each counted once; None: not computed,

@@ -118,7 +118,9 @@ class HeaderAuthenticator:
             return None
         # The stamp is a hash of the htpasswd file's line, or of the settings, that proved the identity. A change of the
         # file or of the settings does not change the epoch.
-        if cached.identity.stamp and not self._credential_verifier.cached_credential_check.is_current(cached):
+        if cached.identity.stamp and not self._credential_verifier.cached_credential_check.is_unexpired_and_unchanged(
+            cached
+        ):
             return None
         return cached.principal
 

@@ -40,7 +40,7 @@ class CachedCredentialCheck:
         self._revocation_check = revocation_check
         self._clock = clock
 
-    def is_current(self, verified: VerifiedCredential) -> bool:
+    def is_unexpired_and_unchanged(self, verified: VerifiedCredential) -> bool:
         """Returns True if the cached credential has not expired, and its source outside the database is unchanged. Does
         not compare epochs."""
         return verified.expires > self._clock() and self._revocation_check.is_stamp_current(verified.identity)
@@ -48,7 +48,7 @@ class CachedCredentialCheck:
     def revalidate(self, verified: VerifiedCredential) -> bool:
         """Returns whether the cached credential is still valid. If `verified.epoch` is not the current epoch, checks
         the account, the API token and the signing key again, and updates the identity and the epoch in `verified`."""
-        if not self.is_current(verified):
+        if not self.is_unexpired_and_unchanged(verified):
             return False
         epoch = self._accounts.epoch()
         if verified.epoch != epoch:
@@ -69,7 +69,7 @@ async def principal_of(policy: Policy, verified: VerifiedCredential) -> Principa
         await policy.prepare(verified.identity)
         try:
             # This call checks the identity again if the epoch has changed, for example during `prepare`.
-            principal = verified.principal = policy.principal(verified.identity, checked_at=verified.epoch)
+            principal = verified.principal = policy.principal(verified.identity, checked_epoch=verified.epoch)
         except Unauthorized:
             raise Unauthorized(INVALID_CREDENTIALS) from None
     return principal

@@ -34,8 +34,8 @@ def _limit_files(proc: Path, groups: Path) -> Iterator[Path]:
             directory, name = groups / "memory", "memory.limit_in_bytes"
         else:
             continue
-        # In a container, the path can begin with `..`: the group is outside of the groups that the container sees. The
-        # file in `directory` then has the limit.
+        # In a container, the path can begin with `..`: the process's group is then outside of the groups that the
+        # container sees. In this case, the file `name` directly in `directory` has the limit.
         group = PurePosixPath("/", path.lstrip("/"))
         group = PurePosixPath("/") if ".." in group.parts else group
         for group_or_parent in (group, *group.parents):

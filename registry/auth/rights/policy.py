@@ -194,20 +194,20 @@ class Policy:
         """Returns whether grants for `pattern` apply to a repository."""
         return stored_name.startswith(pattern.prefix) and stored_name in NameSet(frozenset({pattern}), self._guarded)
 
-    def principal(self, identity: Identity, *, checked_at: int | None = None) -> Principal:
+    def principal(self, identity: Identity, *, checked_epoch: int | None = None) -> Principal:
         """Returns the principal of an identity, with its current rights. While the registry is open, returns the one
         principal that all clients share.
 
         If the registry is closed, checks whether the identity is still valid, and raises Unauthorized if it is not.
-        `checked_at` is the epoch at which the identity was last checked, or None if it was never checked. Skips the
-        check if `checked_at` is still the current epoch and the identity's source outside the store is unchanged.
+        `checked_epoch` is the epoch at which the identity was last checked, or None if it was never checked. Skips the
+        check if `checked_epoch` is still the current epoch and the identity's source outside the store is unchanged.
         """
         if not self.is_closed:
             return self._open_principal
         # The epoch is read before the rights. If the rights change between the two reads, the principal has an old
         # epoch, so the next request computes a new principal.
         epoch = self.accounts.epoch()
-        is_checked = checked_at == epoch and self.identity_check.is_stamp_current(identity)
+        is_checked = checked_epoch == epoch and self.identity_check.is_stamp_current(identity)
         current_identity = identity if is_checked else self.identity_check.check(identity)
         rights = Rights.everything(admin=True) if self._is_admin(current_identity) else self._rights(current_identity)
         return Principal(current_identity, rights, epoch=epoch)

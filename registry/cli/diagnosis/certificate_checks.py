@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CHECK: Final = "certificate"
 EXPIRY_WARNING_FRACTION: Final = 1 / 10
-"""The fraction of its lifetime that a certificate must have left. `entrepot doctor` warns if the server's certificate
-has less left than this fraction and also less than `EXPIRY_WARNING_DAYS`."""
+"""`entrepot doctor` warns that the server's certificate expires soon if both conditions hold: less than this fraction
+of the certificate's lifetime is left, and fewer than `EXPIRY_WARNING_DAYS` days are left."""
 EXPIRY_WARNING_DAYS: Final = 21.0
 _RENEW_STEP: Final = (
     "renew it, and find out why it was not renewed automatically; the server reads new files without a restart"
@@ -33,8 +33,9 @@ _RENEW_STEP: Final = (
 
 def certificate_findings(settings: Settings, url: str, now: float) -> list[Finding]:
     """Returns the findings about the server's certificate. Reads the files of the certificate and the key. Call this
-    function before `become_owner`: the owner of the data directory may have no permission to read the key. `url`: the
-    address at which clients reach the registry. `now`: the time in seconds since 1970."""
+    function before `become_owner`, which switches the process from root to the server's user: this user may have no
+    permission to read the key. `url`: the address at which clients reach the registry. `now`: the time in seconds since
+    1970."""
     try:
         files = certificate_files(settings.tls)
         if files is None:

@@ -71,7 +71,8 @@ async def _upstream_status(upstream: Upstream, stored: StoredRegistry, inventory
 async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
     """Returns the frozen tags of the upstream in the form `REPOSITORY:TAG`, sorted by repository and tag."""
     prefix, frozen_tags = f"{upstream.name}/", list[str]()
-    # The store sorts frozen tags by repository and tag. `UPSTREAM/:` sorts directly before all tags of the upstream.
+    # The store sorts frozen tags by repository and tag. `after` has the form `REPOSITORY:TAG`. The first
+    # `after` has the repository `UPSTREAM/` and an empty tag. It sorts directly before all tags of the upstream.
     after = f"{prefix}:"
     while True:
         page = await tags.frozen_tags(after, 1000)
@@ -170,7 +171,8 @@ def print_status(status: dict[str, Any]) -> None:
 
 
 def _print_frozen_and_held_back_tags(console: Console, upstreams: list[dict[str, Any]]) -> None:
-    """Prints how many tags are frozen, and a table of the tags that a cooldown holds back."""
+    """Prints how many tags are frozen, and a table of the tags that a cooldown holds back. The column "newer" shows the
+    newest digest of a tag, "newer is due" the time at which pulls begin to get this digest."""
     if frozen := sum(len(upstream["frozen"]) for upstream in upstreams):
         console.print(Text(f"{plural(frozen, 'tag')} frozen; to list them, run: entrepot mirror frozen", "dim"))
     held_back = [held_tag for upstream in upstreams for held_tag in upstream["held_back"]]

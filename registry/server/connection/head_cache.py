@@ -26,9 +26,13 @@ MAX_PARTS: Final = 256
 """The cache has at most this many request lines, and at most this many blocks. At this limit, a new request line
 replaces the oldest request line, and a new block replaces the oldest block."""
 MAX_HEAD_BYTES: Final = 2048
-"""Blocks of larger heads, and longer request lines, are not cached. For a head, the limit applies to its length and to
-its `RequestHead.size`: the length of the request target plus the lengths of all headers, where each short header counts
-as 64 bytes. So a block in the cache has at most 32 headers, and the cache takes about 2 MiB."""
+"""A longer request line is not cached. A block is cached only if neither of these exceeds the limit:
+
+- The length of the whole head.
+- `RequestHead.size`: the length of the request target plus the lengths of all headers. A header of less than 64 bytes
+  counts as 64 bytes. So a cached block has fewer than 32 headers.
+
+With these limits, the cache takes about 2 MiB."""
 _MAX_SEEN_HASHES: Final = 4096
 """Largest number of hashes in `HeadCache._seen_hashes`. At this limit, a new hash replaces all the older hashes."""
 _SIMPLE_LINE: Final = re.compile(rb"(GET|HEAD) (/[A-Za-z0-9._~:@/?&=+,;%-]*) HTTP/1\.1")

@@ -23,8 +23,8 @@ RESPONSE_SLICE_BYTES = 256 * 1024
 take more memory. Over TLS its encryption would also delay the other connections."""
 PIECES_BUDGET_BYTES = 48 * MIB
 """Size of a worker's budget for the pieces of files that are sent over TLS. Each piece reserves 128 KiB
-(`encrypted_file_sender.RESERVED_BYTES`). Reservations of this size may use three quarters of the budget (see
-`MemoryBudget`). So 288 clients can receive pieces at the same time."""
+(`encrypted_file_sender.RESERVED_BYTES`). Reservations of more than 64 KiB may together use only three quarters of the
+budget (`MemoryBudget`), here 36 MiB. 36 MiB are enough for 288 pieces at the same time, one for each client."""
 _CHECK_INTERVAL_SECONDS = 0.25
 """While a response waits for memory, the budget checks at this interval whether reserved bytes have been sent
 (`_make_room_for_waiting`)."""
@@ -32,8 +32,8 @@ _WAITING_FACTOR = 2
 """The bodies of all responses that wait for memory may together have this many times the size of the budget. A response
 that would exceed this limit is refused at once."""
 _SLOW_CLIENT_SECONDS = 8.0
-"""While a client waits for memory to receive a file over TLS, each client that takes longer than this to receive one
-piece is cut off."""
+"""A client that takes longer than this to receive one piece of a file over TLS may be cut off. Clients are cut off only
+while a share of the budget waits for memory."""
 _MAX_WAIT_SECONDS = 600.0
 """Longest time that a client waits for memory to receive a file over TLS. The time may be long, because slow clients
 lose their memory after `_SLOW_CLIENT_SECONDS`."""
@@ -56,7 +56,8 @@ class UnsentBudget:
     granted only when no other bytes are reserved.
 
     A response that is written in slices reserves the bytes of one slice, and keeps them at least until its last slice
-    is written. It keeps them even while all written bytes are sent, because its next slice needs the memory.
+    is written. If all slices written so far have been sent, the response still keeps the reservation, because its next
+    slice needs the memory.
 
     Responses that do not fit wait in a queue, each for at most `wait_seconds`. The bodies of all responses that wait
     may together have at most `_WAITING_FACTOR` times `limit_bytes`.
@@ -80,12 +81,13 @@ class UnsentBudget:
         self._timer: asyncio.TimerHandle | None = None  # for the next call of `_make_room_for_waiting`
 
     async def reserve(self, share: UnsentShare, size: int, body_bytes: int) -> bool:
-        """Waits until `size` more bytes fit into the budget, sets `share.reserved_bytes` to `size`, and returns True.
-        Returns False if the bytes do not fit in time, if too many responses wait, or if the connection is lost.
+        """Reserves `size` bytes for `share` and returns True. Waits until the bytes fit into the budget. Returns False
+        if the bytes do not fit in time, if too many responses wait, or if the connection is lost.
 
-        `body_bytes` is the memory that the response takes while it waits. Bytes that `share` reserved earlier count
-        against the budget until they are sent. If the call is cancelled, the share may have reserved the bytes, so the
-        caller must call `release`. Do not call this method while an earlier call for `share` waits."""
+        Until the bytes fit, the bytes that `share` reserved earlier count against the budget as long as they are not
+        sent. The new reservation then replaces the earlier one. `body_bytes` is the memory that the response takes
+        while it waits. If the call is cancelled, the share may have reserved the bytes, so the caller must call
+        `release`. Do not call this method while an earlier call for `share` waits."""
         if not self._waiting and self._make_room(size):
             self._grant(share, size)
             return True
@@ -162,7 +164,8 @@ class UnsentBudget:
             self._timer = asyncio.get_running_loop().call_later(_CHECK_INTERVAL_SECONDS, self._make_room_for_waiting)
 
     def _max_reserved_bytes(self, size: int) -> int:
-        """Returns how many bytes may be reserved if `size` more bytes are to fit into the budget."""
+        """Returns the largest number of reserved bytes, before a reservation of `size` bytes, at which this reservation
+        fits into the budget."""
         return max(self._limit_bytes - size, 0)
 
     def _make_room(self, size: int) -> bool:
@@ -229,10 +232,11 @@ class UnsentShare:
         """How many bytes of the budget the connection uses. Only the budget changes this number."""
 
     async def reserve(self, size: int, body_bytes: int) -> bool:
-        """Waits until `size` more bytes fit into the budget, sets `reserved_bytes` to `size`, and returns True. Returns
-        False and reserves nothing if the bytes do not fit in time, if too many other responses wait, or if the
-        connection is lost. Bytes that this connection has reserved for an earlier response count against the budget
-        until they are sent.
+        """Reserves `size` bytes and returns True. Waits until the bytes fit into the budget. Returns False and reserves
+        nothing if the bytes do not fit in time, if too many other responses wait, or if the connection is lost.
+
+        Until the bytes fit, the bytes that this connection reserved for an earlier response count against the budget
+        as long as they are not sent. The new reservation then replaces the earlier one.
 
         The reserved bytes count as unsent until `finish` or `release` is called. If the call is cancelled, the bytes
         may be reserved, so the caller must call `finish` or `release`."""

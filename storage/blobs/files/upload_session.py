@@ -70,12 +70,12 @@ class FileUploadSession:
         self._boot = boot
         self._upload = upload
         self._running_digest = running_digest
-        self._opening: asyncio.Future[UploadFile] | None = None
-        """The session's open file, or the call that creates it. None: `_open_file` was not called, and the session has
-        no file."""
+        self._file_future: asyncio.Future[UploadFile] | None = None
+        """The session's open file. The future is done when a thread has created the file. None: the session has no
+        file, and `_open_file` was not called."""
         if file is not None:
-            self._opening = asyncio.get_running_loop().create_future()
-            self._opening.set_result(file)
+            self._file_future = asyncio.get_running_loop().create_future()
+            self._file_future.set_result(file)
         self._batch: list[bytes | bytearray | memoryview] = []
         """The batch that is being collected. Each bytearray contains joined small pieces."""
         self._batch_size = 0
@@ -131,7 +131,7 @@ class FileUploadSession:
     async def flush(self) -> Checkpoint:
         """Writes all appended bytes to the file, without syncing it. Returns a checkpoint from which any process can
         continue the session."""
-        if self._batch or self._writing or self._opening:
+        if self._batch or self._writing or self._file_future:
             await self._write_out()
         state = self._running_digest.save() if self._running_digest else None
         return Checkpoint(self._written, state, self._boot)
@@ -176,8 +176,8 @@ class FileUploadSession:
         """Discards the batch, closes the file in a thread, and waits until the file is closed. Do not call this while a
         write is running."""
         self._discard_batch()
-        if self._opening is not None and self._opening.done() and not self._opening.exception():
-            fd = self._opening.result().detach()
+        if self._file_future is not None and self._file_future.done() and not self._file_future.exception():
+            fd = self._file_future.result().detach()
             if fd >= 0:
                 await self._disk.run(lambda: os.close(fd))
 
@@ -189,12 +189,12 @@ class FileUploadSession:
     def _close_when_idle(self) -> None:
         """Closes the file once no thread uses it. An earlier close would be dangerous: the number of the descriptor
         could pass to another file, and the thread would write into that file."""
-        for call in (self._opening, self._writing):
+        for call in (self._file_future, self._writing):
             if call is not None and not call.done():
                 call.add_done_callback(lambda _: self._close_when_idle())
                 return
-        if self._opening is not None and not self._opening.cancelled() and not self._opening.exception():
-            close_without_waiting(self._disk, self._opening.result(), self._written)
+        if self._file_future is not None and not self._file_future.cancelled() and not self._file_future.exception():
+            close_without_waiting(self._disk, self._file_future.result(), self._written)
 
     def _start_write(self, file: UploadFile, expected: Digest | None = None) -> None:
         """Starts writing and hashing the batch in a thread. `expected`: for the last batch, the expected digest of all
@@ -261,10 +261,10 @@ class FileUploadSession:
 
     async def _open_file(self) -> UploadFile:
         """Returns the open file. Creates it if the session has none yet."""
-        if self._opening is None:
+        if self._file_future is None:
             directory = self._disk.layout.upload(self._upload)
-            self._opening = self._disk.run(lambda: UploadFile.create(self._disk.system, directory))
-        return await wait_for_call(self._opening)
+            self._file_future = self._disk.run(lambda: UploadFile.create(self._disk.system, directory))
+        return await wait_for_call(self._file_future)
 
 
 class ClaimedUploadFile:
@@ -284,9 +284,10 @@ class ClaimedUploadFile:
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> FileUploadSession:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session.
 
-        Does not read the file if the checkpoint is from the present boot of the machine and covers all its bytes. If
-        the file has fewer bytes than a checkpoint of the present boot says, raises BlobUploadUnknown: an earlier
-        request has then published or deleted the session's file, but not ended the session."""
+        Does not read the file if the checkpoint is from the present boot of the machine and covers all bytes of the
+        file. Raises BlobUploadUnknown if the file has fewer bytes than a checkpoint of the present boot says. The
+        reason is an earlier request that published or deleted the session's file, but did not end the session: this
+        process then got a new, empty file when it took the session over."""
         if checkpoint.boot == self._boot:
             offset = self._file.size()
             checkpoint.check_not_truncated(offset)
@@ -311,9 +312,11 @@ class ClaimedUploadFile:
 
     async def _continue_digest(self, algorithm: str, checkpoint: Checkpoint, size: int) -> RunningDigest | None:
         """Returns the running digest of the file's `size` bytes. Restores the state in the checkpoint, and hashes only
-        the bytes after the checkpoint. Returns None if the state cannot be restored. Also returns None if the file has
-        bytes and this process cannot save the state of a digest: otherwise, each request of an upload in chunks would
-        hash all bytes again. After None, `FileUploadSession.verify` hashes all bytes."""
+        the bytes after the checkpoint. Returns None in these cases; `FileUploadSession.verify` then hashes all bytes:
+
+        - The state cannot be restored.
+        - The file has bytes, and this process cannot save the state of a digest. A digest computed now would be lost at
+          the end of this request, and a later request would have to hash all bytes again."""
         running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
         if running_digest is None or (size and not can_save_digests()):
             return None

@@ -29,19 +29,21 @@ SELECT kind, name, pattern, actions FROM access_grant
 _PAGE_OF_SUBJECT = """
 SELECT kind, name, pattern, actions FROM access_grant
  WHERE kind = ? AND name = ? AND pattern > ? ORDER BY pattern LIMIT ?"""
-_COUNT_GRANTS_AND_WILD_CHARACTERS = """
+_COUNT_GRANTS_AND_TAIL_CHARACTERS = """
 SELECT count(*), ifnull(sum(length(pattern) - star + 1) FILTER (
            WHERE star > 0 AND NOT (star = length(pattern) - 1 AND substr(pattern, -1) = '*')), 0)
   FROM (SELECT pattern, instr(pattern, '*') AS star FROM access_grant WHERE kind = ? AND name = ?)"""
-"""Reads the number of grants of a subject, and the number of wild characters (`MAX_WILD_CHARACTERS_PER_SUBJECT`) in the
-patterns of these grants."""
+"""Reads the number of grants of a subject, and the number of characters in the tails
+(`MAX_TAIL_CHARACTERS_PER_SUBJECT`) of the patterns of these grants."""
 MAX_GRANTS_PER_SUBJECT = 5_000
 """Largest number of grants of one subject. The limit exists because a request of the subject may have to read all these
 grants."""
-MAX_WILD_CHARACTERS_PER_SUBJECT = 64 * 1024
-"""Largest number of *wild characters* in all patterns of one subject together. The wild characters of a pattern are the
-first star and all characters after it. A pattern whose only stars are a `**` at its end, such as `team/**`, has no wild
-characters. The limit exists because matching takes time for each wild character."""
+MAX_TAIL_CHARACTERS_PER_SUBJECT = 64 * 1024
+"""Largest number of characters in the *tails* of all patterns of one subject together. The limit exists because
+matching takes time for each character of a tail.
+
+- An exact name has no tail. A prefix followed by `**`, such as `team/**`, has no tail.
+- The tail of any other pattern is its first star and all characters after this star."""
 
 
 def pattern_from_database(text: str) -> NamePattern:
@@ -143,21 +145,21 @@ def _put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
 
 def _check_limits(db: apsw.Connection, grant: Grant) -> None:
     """Raises AccountInvalid if the new grant would give its subject more grants than `MAX_GRANTS_PER_SUBJECT`, or more
-    wild characters than `MAX_WILD_CHARACTERS_PER_SUBJECT`. Raises no error if the new grant replaces a grant for the
+    tail characters than `MAX_TAIL_CHARACTERS_PER_SUBJECT`. Raises no error if the new grant replaces a grant for the
     same pattern. Earlier versions had no limits, so a subject in the database may exceed them."""
     subject, pattern = grant.subject, grant.pattern
     select_existing = "SELECT 1 FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?"
     if db.execute(select_existing, (subject.kind, subject.name, pattern)).get is not None:
         return
-    row: Any = db.execute(_COUNT_GRANTS_AND_WILD_CHARACTERS, (subject.kind, subject.name)).get
-    count, wild_characters = row
+    row: Any = db.execute(_COUNT_GRANTS_AND_TAIL_CHARACTERS, (subject.kind, subject.name)).get
+    count, tail_characters = row
     if count >= MAX_GRANTS_PER_SUBJECT:
         raise AccountInvalid(
             f"{subject} has {MAX_GRANTS_PER_SUBJECT} grants, and no subject can have more; "
             "replace several of them by one with a wider pattern"
         )
     added_characters = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
-    if added_characters and wild_characters + added_characters > MAX_WILD_CHARACTERS_PER_SUBJECT:
+    if added_characters and tail_characters + added_characters > MAX_TAIL_CHARACTERS_PER_SUBJECT:
         raise AccountInvalid(
             f"the total length of the patterns with a star before their end would be too large for {subject}; "
             "grant on patterns like team/**, or to groups"
