@@ -21,7 +21,8 @@ _RETRY_SECONDS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one process. A *pending* operation runs, or waits until it may run.
+    """The limits of one process. An operation is *pending* until it ends: while it waits until it may run, and also
+    while it runs.
 
     - `max_running`: largest number of running operations.
     - `max_running_per_visitor`: largest number of running operations of one visitor.

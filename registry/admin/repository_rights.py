@@ -24,12 +24,15 @@ from storage.names import RepositoryName
 
 async def require_readable(caller: Caller, name: RepositoryName) -> RepositoryName:
     """Returns the stored name of the repository to which `name` belongs now. Does not check whether the repository
-    exists. `name` has one or two *candidates*: the stored names to which it can belong. Raises:
+    exists.
 
-    - NameHidden if the caller may pull from a candidate, but not from the repository.
-    - Unauthorized if the caller may pull from no candidate, and is not logged in.
-    - Unauthorized if the account may pull from a candidate, but the token of the request allows this for no candidate.
-    - NameHidden if the account may pull from no candidate."""
+    `name` has one or two *candidates*: the repositories to which it can belong. It belongs to one of them now. If the
+    caller may pull from a candidate, but not from the one to which `name` belongs now, raises NameHidden. If the caller
+    may pull from no candidate, raises:
+
+    - Unauthorized if the caller is not logged in.
+    - Unauthorized if the caller's account may pull from a candidate. The token of the request then lacks this right.
+    - NameHidden if the caller's account may pull from no candidate."""
     router, principal = caller.upkeep.router, caller.principal
     names = router.naming.candidates(name)
     allowed = [stored_name for stored_name in names if principal.may(Action.PULL, stored_name, name)]

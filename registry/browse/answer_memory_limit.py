@@ -4,9 +4,9 @@ Each of these answers stays in memory until its client has received it. A *visit
 without a login, the network of the client's IP address. Two rules keep one visitor, or a few slow clients, from using
 up the memory:
 
-- The answers of one visitor together get at most a quarter of the memory. The limit does not apply to an answer whose
-  visitor has no other.
-- When an answer is refused, answers whose sending began more than `SLOW_SECONDS` ago are ended.
+- The answers of one visitor together get at most a quarter of the memory. If a visitor gets only one answer at a time,
+  this answer may be larger.
+- When an answer is refused, answers whose sending began more than `SLOW_SECONDS` ago can be ended.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ SLOW_SECONDS: Final = 30.0
 """An answer whose sending takes longer than this may be ended. A client that receives 140 KB per second gets the
 largest config (4 MiB) in this time."""
 _RETRY_SECONDS: Final = 2
-"""The Retry-After of a refusal for which no slow answer is ended."""
+"""The value of the header Retry-After if an answer is refused and no slow answer can be ended. If a slow answer is
+ended, the value is 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -57,8 +57,8 @@ READER_BYTES: Final = MAX_BUFFERED_BYTES + 2 * CHUNK_BYTES
 """Memory that the reader of a large blob needs: the buffer, the chunk that the reader yielded last, and the copy of
 this chunk in the client connection's buffer."""
 BUDGET_BYTES: Final = 48 * MIB
-"""Size of a worker's budget. Large shares may use three quarters of the budget (`registry.memory_budget`): 36 readers
-with `READER_BYTES` each."""
+"""Size of a worker's memory budget. The readers of large blobs together may use three quarters of the budget
+(`registry.memory_budget`). These 36 MiB are enough for 36 readers, because `READER_BYTES` is 1 MiB."""
 SLOW_CLIENT_SECONDS: Final = 30.0
 """While any reader waits for memory, readers whose clients take longer than this for `CHUNK_BYTES` are cut off."""
 _TOO_SLOW: Final = "the client receives the blob too slowly while other requests wait"
@@ -79,8 +79,8 @@ def _counted_bytes(chunk: bytes) -> int:
 
 
 class _Buffer:
-    """A bounded queue of bytes: a thread adds them, and the event loop takes them. Implements the Protocol
-    `BlobSink`."""
+    """A bounded queue of bytes. A thread adds bytes with `take`, a method of the Protocol `BlobSink`. The event loop
+    removes bytes with `next_chunk`."""
 
     def __init__(self, digest: Digest, size: int, avoided: AvoidedEndpoints, notify: Callable[[], None]) -> None:
         """`size`: size of the whole blob in bytes. `avoided`: the buffer refuses bytes from the endpoints in
@@ -285,7 +285,7 @@ class PassThroughReader:
                 await self._download(self.span)
                 return
             except RegistryError as error:
-                if self._buffer.endpoint is not None or not _may_refuse_ranges(error):
+                if self._buffer.endpoint is not None or not _may_be_range_refusal(error):
                     raise
         await self._download((0, self._size))
 
@@ -365,7 +365,7 @@ class PassThroughReader:
             await cancel_and_wait([self._fetching])
 
 
-def _may_refuse_ranges(error: RegistryError) -> bool:
+def _may_be_range_refusal(error: RegistryError) -> bool:
     """Returns whether `error` may mean that the upstream ignores or refuses a `Range` header."""
     return isinstance(error, RangesUnsupported | UpstreamUnavailable) and not isinstance(error, UpstreamTimeout)
 

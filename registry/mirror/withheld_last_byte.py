@@ -88,7 +88,8 @@ class UnverifiedBlobReader:
         if stored is None:
             raise PartialBlobLost
         async with aclosing(stored):
-            if stored.descriptor.size != self._fill.size:  # the size of the fill, from a manifest, is wrong
+            # `fill.size` may come from a manifest, and a manifest can state a wrong size.
+            if stored.descriptor.size != self._fill.size:
                 raise PartialBlobLost
             if stored.file is None or not await self._reader_file.switch_to_stored(stored.file):
                 raise PartialBlobLost

@@ -1,8 +1,13 @@
-"""The page *Mirror*, for admins. The page shows the upstreams, their cached content and the running downloads. Its
+"""The page *Mirror*, for admins. The page shows the upstreams, their cached content and the unfinished downloads. Its
 forms refresh, freeze, purge and fetch images. A *frozen* tag stays at one digest, whatever the upstream does.
 
-The list of cached images is a separate page, because it reads much from the database. The list of downloads is a
-separate page, because the browser reloads it repeatedly.
+There are two more pages:
+
+- The list of cached images, because it reads much from the database.
+- A page with only the downloads. While the page *Mirror* is open, the browser repeatedly requests this smaller page, to
+  update the downloads on the page *Mirror*.
+
+A *fill* is the download of one blob from an upstream. The variable `fills` of the templates has the unfinished fills.
 """
 
 from __future__ import annotations
@@ -88,6 +93,8 @@ REFRESH_TEXTS: Final = {
     RefreshOutcome.CACHED: translatable("The image is cached, and the content of a digest never changes."),
     RefreshOutcome.FETCHED_LATER: translatable("This is the digest of a blob. The next pull fetches the blob."),
 }
+"""The text for each outcome of a refresh. For CACHED, the visitor has named the digest of a cached manifest, so the
+upstream was not asked."""
 _SHOWN_ERRORS: Final = (
     *(DigestInvalid, NameInvalid, TagInvalid, RequestInvalid),
     *(ManifestUnknown, NameUnknown, TagFrozen, TagNotFrozen, UpstreamUnavailable),
@@ -109,7 +116,7 @@ acquires one itself before it renders a page (`page_slot`)."""
 
 @router.get(MIRROR_PATH)
 async def mirror(request: Request) -> Response:
-    """Shows the upstreams, the downloads and the frozen tags. Raises Unauthorized, Denied."""
+    """Shows the upstreams, their cached content, the downloads and the frozen tags. Raises Unauthorized, Denied."""
     caller = await admin_of(request)
     state = await read_mirror(caller)
     frozen = await list_frozen_tags(caller, None, SHOWN_FROZEN_TAGS)
@@ -118,7 +125,7 @@ async def mirror(request: Request) -> Response:
         "mirror.html",
         section="mirror",
         upstreams=state.upstreams,
-        parts={part.upstream: part for part in state.cache},
+        cache_by_upstream={cache.upstream: cache for cache in state.cache},
         fills=state.fills,
         jobs=await _warm_jobs(caller),
         frozen=frozen.items,
@@ -131,7 +138,7 @@ async def mirror(request: Request) -> Response:
 
 @router.get(DOWNLOADS_PATH)
 async def downloads(request: Request) -> Response:
-    """Shows the running downloads from the upstreams. Raises Unauthorized, Denied."""
+    """Shows the unfinished downloads from the upstreams. Raises Unauthorized, Denied."""
     caller = await admin_of(request)
     fills, jobs = await list_downloads(caller), await _warm_jobs(caller)
     return await page_response(

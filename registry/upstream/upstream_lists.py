@@ -124,8 +124,8 @@ class UpstreamLists:
         memory: ShareScope,
     ) -> UpstreamResponse:
         """Returns the response with the page of tags at `path`. `previous`: the response that links to this page;
-        None: `path` is the first page. `memory`: a large body counts against the memory budget until
-        the `with` block of this scope ends."""
+        None: `path` is the first page. `memory`: a scope that the caller has entered. A large body counts against the
+        memory budget until the caller leaves the scope."""
         response = await self._requester.request(
             *(endpoint, attempt, repo, RequestKind.LIST, "GET", path),
             not_found_error=NameUnknown(),
@@ -196,8 +196,11 @@ class UpstreamLists:
         - None: the response has a status of _NO_REFERRERS_API, but no error code of a registry. It may come from a
           registry without the API, such as registry:2, or from a proxy in front of a registry that is restarting.
 
-        Raises UnconfirmedNameUnknown if a firewall may have sent the response with another status, such as 403. Raises
-        the errors of a failed upstream request."""
+        Raises the errors of a failed upstream request. Raises UnconfirmedNameUnknown in these cases:
+
+        - The upstream refuses the request with a status that is not in _NO_REFERRERS_API, such as 403. A firewall may
+          have sent the response, or the repository may need a login.
+        - No token could be obtained for the request, so the upstream may have hidden the repository."""
 
         async def ask(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> bool | None:
             with ShareScope() as memory:
@@ -241,8 +244,9 @@ class UpstreamLists:
                             raise UnconfirmedNameUnknown if _is_unconfirmed_refusal(response) else NameUnknown
                         all_referrers = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(all_referrers, artifact_type)
-                        # The list took two requests, but `request_count` is 1, so that `ListCache` reads the list
-                        # again whenever a client requests the first page. The list may have changed.
+                        # When a client requests the first page, `ListCache` reads a list of one request again,
+                        # because the list may have changed. For a list of more requests, it may use the cache. This
+                        # list took two requests, but has to be read again as well. So `request_count` is 1.
                         size_bytes = BYTES_PER_DESCRIPTOR * len(referrers)
                         return CompleteList(referrers, request_count=1, size_bytes=size_bytes)
                     descriptors = await self._parser.parse_descriptors(response)
@@ -271,7 +275,8 @@ class UpstreamLists:
     ) -> UpstreamResponse:
         """Returns the response with the page of referrers at `path`. `previous`: the response that links to this page;
         None: `path` is the first page, and the response may have a status of _NO_REFERRERS_API.
-        `memory`: a large body counts against the memory budget until the `with` block of this scope ends."""
+        `memory`: a scope that the caller has entered. A large body counts against the memory budget until the caller
+        leaves the scope."""
         return await self._requester.request(
             *(endpoint, attempt, repo, RequestKind.LIST, "GET", path),
             not_found_error=NameUnknown(),

@@ -222,11 +222,11 @@ MAX_WAITING_CALLS: Final = 64
 slots and 30 ms for an argon2id hashing, the last of these calls waits for about a second, if no other worker uses the
 slots."""
 RESERVED_PLACES: Final = 8
-"""The number of reserved places: places in one worker, in addition to `MAX_WAITING_CALLS`, for calls of sites with few
-calls. So one site cannot keep all other sites from logging in. A *site* is a network whose addresses may all belong to
-one customer of an internet provider (`registry.client_addresses.site_of`). `MAX_WAITING_CALLS` has no limit per site,
-because all clients may belong to one site, such as a private network, or a proxy that `trusted_proxies` does not
-list."""
+"""The number of calls that may wait in one worker in addition to `MAX_WAITING_CALLS`. These *reserved places* are for
+sites with few calls (`MAX_RESERVED_PLACES_PER_SITE`), so that one site cannot keep all other sites from logging in. A
+*site* is a network whose addresses may all belong to one customer of an internet provider
+(`registry.client_addresses.site_of`). `MAX_WAITING_CALLS` has no limit per site, because all clients may belong to one
+site, such as a private network, or a proxy that `trusted_proxies` does not list."""
 MAX_RESERVED_PLACES_PER_SITE: Final = 2
 """A site with this many calls, in reserved and other places together, gets no reserved place."""
 RETRY_AFTER_SECONDS: Final = 2

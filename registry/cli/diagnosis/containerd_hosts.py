@@ -54,7 +54,7 @@ def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, t
     sections: dict[str, Any] = entries if isinstance(entries, dict) else {}
     url = next((url for url in sections if target.is_at(url)), None)
     if url is None:
-        return [_not_named_finding(file, sections, document, host, target, content)]
+        return [_missing_registry_finding(file, sections, document, host, target, content)]
     findings = list(_check_entry(file, url, sections[url], sections, target))
     if not any(finding.level != "ok" for finding in findings):
         findings.append(ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({file})"))
@@ -139,7 +139,7 @@ def _folder_of_host(files: ClientFiles, directories: list[str], host: str) -> st
     return next((path for path in candidates if files.is_directory(path)), None)
 
 
-def _not_named_finding(
+def _missing_registry_finding(
     file: str,
     sections: dict[str, Any],
     document: dict[str, Any],

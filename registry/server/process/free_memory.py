@@ -1,7 +1,8 @@
 """Gives free memory of a worker process back to the system.
 
-Without this module, a worker could stay as large as at its peak, because malloc keeps freed memory between blocks in
-use. Garbage collection here means Python's garbage collection, not that of the registry's blobs.
+Without this module, a worker could stay as large as at its peak: malloc does not give freed memory back to the system
+if the memory lies between blocks that are still in use. Garbage collection here means Python's garbage collection, not
+that of the registry's blobs.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class MemoryTrimmer:
         method once a second. `now`: seconds of a monotonic clock."""
         bytes_before, self._current_bytes = self._current_bytes, resident_bytes()
         self._min_bytes = min(self._min_bytes, self._current_bytes)
-        # A process that has shrunk has freed much memory just now. A process that has grown may do this soon.
+        # A process that has shrunk has just freed much memory. A process that has grown may soon free much memory. In
+        # both cases, the next attempt comes soon.
         if abs(self._current_bytes - bytes_before) > TRIM_BYTES // 4:
             self._pause_seconds = TRIM_PAUSES[0]
             self._next_attempt_at = min(self._next_attempt_at, now + self._pause_seconds)

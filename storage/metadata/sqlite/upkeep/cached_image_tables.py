@@ -42,19 +42,21 @@ QUEUE_PAGE_ROWS: Final = 5000
 """Largest number of rows of the collect queue that one transaction reads. The queue lists the links and blobs that
 garbage collection may have to remove. Reading this many rows takes about twenty milliseconds. The number is high
 because most rows may be about links that are still used."""
-QUEUE_START: Final = (WHOLE_STORE, "\U0010ffff")
-QUEUE_END: Final = (2**63 - 1, "")
-"""The positions in the collect queue before its first link and after its last link. The rows of blobs, which have
-`WHOLE_STORE` in the column `repository`, come before the rows of links."""
+LINKS_START: Final = (WHOLE_STORE, "\U0010ffff")
+LINKS_END: Final = (2**63 - 1, "")
+"""The positions in the collect queue before the first row of a link and after the last row of a link. The queue is
+sorted by the columns `repository` and `digest`. A row of a blob has `WHOLE_STORE`, which is 0, in the column
+`repository`, so the rows of blobs come before the rows of links."""
 _MANIFEST_ROW = """
 SELECT m.repository, r.name, m.digest, m.subject FROM manifest m JOIN repository r ON r.id = m.repository
  WHERE m.id = ?"""
 _LOWEST_RANK_BEFORE = "SELECT rank, manifest FROM cached_manifest WHERE upstream = ? AND rank < ? ORDER BY rank LIMIT 1"
 _LOWEST_RANK_AFTER = "SELECT rank, manifest FROM cached_manifest WHERE upstream = ? AND rank > ? ORDER BY rank LIMIT 1"
-_LISTING_INDEXES = """
+_PARENTS = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?"""
-"""The image indexes that list a manifest. An *image index* is a manifest that lists other manifests, its children."""
+"""The parents of a manifest: the image indexes that list it. An *image index* is a manifest that lists other manifests,
+its children."""
 _HAS_TAG = "SELECT 1 FROM tag WHERE manifest = ? LIMIT 1"
 _STORED_SUBJECT = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.digest = m.subject WHERE m.id = ?"""
@@ -282,8 +284,9 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
             remove_link(db, image.repository, blob, Digest(digest), now)
             freed_bytes += _unlinked_size(db, blob)
     for manifest in set(image.family) - set(image.removable):
-        # The manifest may be a root now, and its rank may be the time of a check. The rank becomes the time at which
-        # the manifest was last pulled or stored.
+        # The manifest may be a root now. If it was checked before, when it was no root, its rank is the time of that
+        # check (`evict_next`). With this late rank, it could stay longer than images that were pulled after it.
+        # Therefore its rank becomes the time at which the manifest was last pulled or stored.
         _set_rank(db, manifest, float(db.execute(_LAST_PULLED, (json.dumps([manifest]),)).get or now))
     return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed_bytes)
 
@@ -295,7 +298,7 @@ def _unlinked_size(db: apsw.Connection, blob: int) -> int:
 
 
 def unused_links(
-    db: apsw.Connection, upstreams: Sequence[str], unused_since: float, now: float, after: QueuePosition = QUEUE_START
+    db: apsw.Connection, upstreams: Sequence[str], unused_since: float, now: float, after: QueuePosition = LINKS_START
 ) -> tuple[list[UnusedLink], QueuePosition | None]:
     """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue after the position `after`. Returns two values:
 
@@ -308,7 +311,7 @@ def unused_links(
     repository after the time `unused_since`. A use in the future (`storage.future_times`) does not count."""
     future_start = now + CLOCK_MARGIN_SECONDS
     last_row: Any = db.execute(_END_OF_PAGE, (*after, QUEUE_PAGE_ROWS - 1)).get
-    arguments = (json.dumps(list(upstreams)), unused_since, future_start, MAX_LINKS, *after, *(last_row or QUEUE_END))
+    arguments = (json.dumps(list(upstreams)), unused_since, future_start, MAX_LINKS, *after, *(last_row or LINKS_END))
     rows: list[Any] = db.execute(_UNUSED_LINKS, arguments).fetchall()
     return [(repository, blob, Digest(digest)) for repository, blob, digest in rows], last_row
 
@@ -332,7 +335,7 @@ def drop_unused_links(
 def _is_listed_only_by(db: apsw.Connection, manifest: int, *allowed: Container[int]) -> bool:
     """Returns whether every index that lists the manifest is in one of the sets `allowed` (row ids). Returns True if no
     index lists the manifest. Stops at the first index that is not allowed, because thousands can list one manifest."""
-    cursor = db.execute(_LISTING_INDEXES, (manifest,))
+    cursor = db.execute(_PARENTS, (manifest,))
     try:
         return all(any(index in row_ids for row_ids in allowed) for (index,) in cursor)
     finally:

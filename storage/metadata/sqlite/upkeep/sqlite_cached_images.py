@@ -47,7 +47,7 @@ class SqliteCachedImages:
         )
 
     async def drop_unused_links(self, upstreams: Sequence[str], unused_since: float) -> DroppedLinks:
-        now, page_start = self._clock(), cached_image_tables.QUEUE_START
+        now, page_start = self._clock(), cached_image_tables.LINKS_START
         # Reads the garbage collector's queue page by page. Returns after the first page of which it has removed links.
         while True:
             links, page_end = await self._scans.run(

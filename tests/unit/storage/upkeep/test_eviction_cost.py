@@ -18,7 +18,7 @@ from storage.data_dir.layout import Layout
 from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.inventory import SqliteInventory
 from storage.metadata.sqlite.upkeep import cached_image_tables
-from storage.metadata.sqlite.upkeep.cached_image_tables import QUEUE_START, QueuePosition, find_image, unused_links
+from storage.metadata.sqlite.upkeep.cached_image_tables import LINKS_START, QueuePosition, find_image, unused_links
 from storage.metadata.sqlite.upkeep.eviction_plan import plan_eviction
 from storage.names import Digest, RepositoryName
 from tests.fakes.counted_int import CountedInt
@@ -93,7 +93,7 @@ def test_one_search_for_unused_links_reads_one_page_of_the_queue(
         steps[-1] += event["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"]
 
     db.trace_v2(2, count)  # SQLITE_TRACE_PROFILE
-    position: QueuePosition | None = QUEUE_START
+    position: QueuePosition | None = LINKS_START
     while position is not None:
         steps.append(0)
         links, position = unused_links(db, ["h"], unused_since=1.0, now=61.0, after=position)
