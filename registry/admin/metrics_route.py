@@ -92,8 +92,7 @@ def _is_on_metrics_port(request: Request, telemetry: Telemetry) -> bool:
 
 async def _check_admin(request: Request) -> None:
     """Checks that the caller is an admin. Raises Unauthorized if the caller is not logged in, and Denied if the caller
-    is not an admin. If the service has no accounts and cannot get any (`Service.access` is None), raises HTTPException
-    (403)."""
+    is not an admin. Raises HTTPException (403) if the service cannot have accounts (`Service.access` is None)."""
     if request.app.service.access is None:
         raise HTTPException(403, "the settings do not allow this address to read the metrics")
     await require_admin(await require_login(await identify_caller(request)))

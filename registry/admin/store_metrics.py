@@ -27,11 +27,11 @@ T = TypeVar("T")
 MIN_CACHED_SECONDS: Final = 10.0
 """Shortest time for which the figures are cached."""
 MIN_CACHED_READ_DURATIONS: Final = 50.0
-"""The figures are cached for at least this many times the duration of the last read, so that reads take at most 2% of
-the time. For a million blobs, a read takes about 0.1 s."""
+"""A factor. The figures are cached for at least this factor times the duration of the last read, so that reads take at
+most 2% of the time. For a million blobs, a read takes about 0.1 s."""
 _QUOTA_SCOPE_PREFIX: Final = quota_scope("")
-"""A *scope* is a set of repositories whose use is counted. The name of a quota's scope is this text and the quota's
-`prefix`."""
+"""The beginning of the name of each quota's scope. The rest of the name is the quota's `prefix`. A *scope* is a set of
+repositories whose use is counted."""
 
 
 class StoreMetrics(Collector):

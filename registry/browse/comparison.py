@@ -104,8 +104,9 @@ def _all_changes(base: ConfigView, other: ConfigView) -> Iterator[ConfigChange]:
 
 
 def _differences(field: str, base: Mapping[str, str], other: Mapping[str, str]) -> Iterator[ConfigChange]:
-    """Compares the values of one field of two configs. Yields a change for each name whose values differ. If the field
-    has only one value, its name is empty."""
+    """Compares one field of two configs. `base` and `other` map the names in the field, such as the variables in `env`,
+    to their values. If a field has no names, such as `user`, the empty name is mapped to the field's value. Yields a
+    change for each name whose values differ."""
     for name in sorted(base.keys() | other.keys()):
         if base.get(name) != other.get(name):
             yield ConfigChange(field=field, name=name, base=base.get(name), other=other.get(name))

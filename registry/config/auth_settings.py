@@ -40,8 +40,8 @@ def check_identity_url(value: str, example: str, attacker_can: str) -> None:
     """Checks the URL of a service on which logins depend, such as an OpenID provider. Raises ValueError unless the URL
     has https, or http on this machine, and has no user name, password or fragment.
 
-    `example`: a valid URL for the message. `attacker_can`: what an attacker can do if the URL has plain http, such as
-    "log in". The message that refuses plain http ends with this text."""
+    `example`: a valid URL for the message. `attacker_can`: what an attacker can do if the URL has plain http. It ends
+    the message that refuses plain http. For example, `log in` ends the message "…, an attacker … can log in"."""
     if "@" in value:  # the message does not repeat the URL, which may contain a password
         raise ValueError("the URL must not contain a user name or password")
     parts = split_http_url(value, example, allow_fragment=False)

@@ -136,7 +136,8 @@ def check_ports(loaded: LoadedSettings) -> None:
     """Raises ConfigError if `listen` is set and has the same port as `metrics.listen`. The hosts do not matter, because
     the server recognizes the socket for the metrics only by its port.
 
-    `load_settings` does not check this, because only `entrepot serve` knows the flag `--listen`. At its start,
+    `load_settings` does not check this, because commands that have no flag `--listen` call it too. If the server was
+    started with this flag, such a command does not know the server's port, and would compare a wrong one. At its start,
     the server also compares the ports of its open sockets."""
     metrics, listen = loaded.settings.metrics, loaded.settings.listen
     if not metrics.enabled or metrics.listen is None or loaded.origins["listen"] == "default":
@@ -220,8 +221,8 @@ def _variable_candidates(path: SettingPath) -> list[str]:
 
 
 def _is_variable_set(name: str) -> bool:
-    """Returns whether a variable is set and not empty. `name` is in upper case, and the name in the environment in any
-    case."""
+    """Returns whether a variable is set and not empty. `name` is in upper case. The case of the name in the
+    environment does not matter."""
     return any(key.upper() == name and value for key, value in os.environ.items())
 
 
@@ -272,8 +273,8 @@ def _origin(path: SettingPath, sources: list[SettingsSource]) -> str | None:
 
 
 def _check_source(source: SettingsSource) -> None:
-    """Raises ConfigError if the values of one source are not valid. The message names the flag, the variable or the
-    place in the file of the first invalid value, and says what is wrong."""
+    """Raises ConfigError if the values of one source are not valid. The message says where the first invalid value is:
+    it names the flag, or the variable, or the file and the setting. Then the message says what is wrong."""
     try:
         Settings(**source.values)
     except ValidationError as error:

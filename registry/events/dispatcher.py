@@ -15,7 +15,8 @@ available now). After a failed attempt, one of two things happens:
 
 - The event is sent again later. Until then, its repository *pauses*: none of the repository's events is sent. The more
   failures in a row, the longer the pause, up to five minutes. The pause has a random part, so that many registries do
-  not send at the same moment. `WebhookHealth` decides how long the events of other repositories wait.
+  not send at the same moment. After some failures, the events of all other repositories wait as well:
+  `WebhookHealth` decides when and how long.
 - The event becomes a *dead letter*, which is not sent any more (see `Webhook.max_attempts` and `Webhook.max_age`).
 """
 
@@ -198,8 +199,8 @@ class WebhookDispatcher:
         if self._time() < self._earliest_read_at:
             return
         version, now = self._data_version(), self._clock()
-        # No pause is longer than `LONGEST_PAUSE_SECONDS`. If a delivery becomes due later than `latest`, the clock was
-        # set back, and the delivery counts as due. The store has the same rule.
+        # No pause is longer than `LONGEST_PAUSE_SECONDS`. So a delivery that becomes due after `latest` was planned
+        # before the clock was set back. Such a delivery counts as due. The store has the same rule.
         next_due_at, latest = self._next_due_at, now + LONGEST_PAUSE_SECONDS
         is_due = next_due_at is not None and (next_due_at <= now or next_due_at > latest)
         if version == self._last_read_version and not is_due and self._time() < self._read_again_at:
@@ -286,7 +287,8 @@ class WebhookDispatcher:
         attempts = delivery.attempts
         is_too_old = now - event.content.at >= self._settings.max_age
         is_down = result.outcome is DeliveryOutcome.DOWN
-        # An event that is too old also causes a pause, so that many old events do not become dead letters at once.
+        # An event that is too old becomes a dead letter after one more failed attempt. `on_down` delays the attempts
+        # for other old events, so that a failing endpoint does not turn many of them into dead letters within a moment.
         repository_wait = 0.0
         if is_down or is_too_old:
             repository_wait = self._health.on_down(event.content.repository, delivered_before)

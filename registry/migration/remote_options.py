@@ -44,11 +44,12 @@ class RemoteOptions:
 
     def configured_name(self, configured: Iterable[Upstream]) -> str | None:
         """Returns the name of the upstream that `find_upstream` finds, such as `docker.io`. The HTTP client looks for
-        the login under this name in docker's `config.json`, and may send the login to token services in the domain of
-        this name. Returns None in these cases:
+        the login under this name in docker's `config.json`. The client trusts token services in the same registrable
+        domain as this name: for `docker.io`, it may send the login to `auth.docker.io`. Returns None in these cases:
 
         - `find_upstream` finds no upstream.
-        - `username` is set, because its password must not be sent to those token services."""
+        - `username` is set. The password of `username` is only for the registry at `url`, so the client must not trust
+          more token services because of the upstream's name."""
         found = None if self.username is not None else self.find_upstream(configured)
         return None if found is None else found.name
 

@@ -183,11 +183,14 @@ def _reference(resource_id: str) -> str:
 
 
 def _agent(value: bytes) -> str:
+    """Returns the field `agent` of a line. Cuts the User-Agent `value` to its largest length, because `_plain_agent`
+    keeps its argument in a cache."""
     return _plain_agent(value[:USER_AGENT_CHARACTERS])
 
 
 @lru_cache(1024)
 def _plain_agent(value: bytes) -> str:
+    """Converts a User-Agent that `_agent` has cut into the text of the field `agent` (`_plain`)."""
     return _plain(value.decode("latin-1"), USER_AGENT_CHARACTERS)
 
 

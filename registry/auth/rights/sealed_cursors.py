@@ -53,8 +53,8 @@ store has none."""
 
 
 def process_secrets_reader() -> SecretsReader:
-    """Returns a function that always returns the same random secret, which only this process knows. This function is
-    for a registry without a store of accounts, which has no signing keys."""
+    """Returns a reader of the secret of this process: a function that always returns the same random secret, which only
+    this process knows. This function is for a registry without a store of accounts, which has no signing keys."""
     secret = os.urandom(32)
 
     async def secrets() -> Sequence[bytes]:

@@ -1,4 +1,5 @@
-"""Prints findings, for people or as JSON. A *finding* is one result of a check of the machine or the configuration."""
+"""Prints findings, for people or as JSON. A *finding* is one result of a check of the machine or the configuration.
+The `lines` of a finding are the lines that the user should write into the `file` of the finding."""
 
 from __future__ import annotations
 

@@ -101,10 +101,12 @@ class RepositoryChoice:
     """Chooses `next_repo`: the repository of the upstream from which an interrupted download requests the missing bytes
     of the blob.
 
-    - If requests from the repository that has sent bytes fail, another repository is asked.
-    - If requests from any other repository fail, the repository that has sent bytes is asked again.
-    - A repository is *usable* until the upstream refuses to send the blob for it. Other repositories are asked only if
-      none is usable."""
+    - If requests to the repository that has sent bytes fail, another usable repository is asked. A repository is
+      *usable* until the upstream refuses to send the blob for it.
+    - If requests to any other repository fail, the repository that has sent bytes is asked again if it is usable;
+      otherwise, another usable repository is asked.
+    - If no usable repository is left to change to, the repository that has sent bytes is asked again, even if it is
+      not usable."""
 
     def __init__(self, first: RepositoryName, list_repos: Callable[[], Sequence[RepositoryName]]) -> None:
         """`first`: the repository of the first request. `list_repos`: returns the repositories that may be asked, in
@@ -114,12 +116,13 @@ class RepositoryChoice:
         self._sender = first
         """The repository that has sent bytes most recently; `first` if none has."""
         self._last_substitute = first
-        """The repository that `_choose_another` last chose in place of `_sender`; `first` before the first such choice.
-        The next such choice is the repository that follows in alphabetical order, so that each gets its turn."""
+        """The repository that `_choose_another` chose when it last chose a repository other than `_sender`; `first` if
+        it has always chosen `_sender`. `_choose_another` continues behind this repository in alphabetical order, so
+        that each repository gets its turn."""
         self._refusing: set[RepositoryName] = set()
         """The repositories for which the upstream has refused to send the blob."""
         self._failures_in_row = 0
-        """Number of failures in a row of requests from `next_repo`."""
+        """Number of failures in a row of requests to `next_repo`."""
 
     @property
     def has_usable_repo(self) -> bool:
@@ -127,18 +130,18 @@ class RepositoryChoice:
         return bool(self._usable_repos())
 
     def on_bytes(self, repo: RepositoryName) -> None:
-        """Records that a request from `repo` has got bytes."""
+        """Records that bytes have arrived in response to a request to `repo`."""
         self._sender = repo
 
     def on_refusal(self, repo: RepositoryName) -> None:
-        """Records that a request from `repo` has failed with BlobUnknown or Denied: the upstream refuses to send the
+        """Records that a request to `repo` has failed with BlobUnknown or Denied: the upstream refuses to send the
         blob for `repo`."""
         self._refusing.add(repo)
         if repo == self.next_repo:
             self._choose_another()
 
     def on_failure(self, repo: RepositoryName, *, has_progress: bool) -> None:
-        """Records that a request from `repo` has failed with another error. Does nothing if `repo` is no longer
+        """Records that a request to `repo` has failed with another error. Does nothing if `repo` is no longer
         `next_repo`. `has_progress`: whether bytes have arrived since the previous failure."""
         if repo != self.next_repo:
             return
@@ -147,10 +150,12 @@ class RepositoryChoice:
             self._choose_another()
 
     def _choose_another(self) -> None:
-        """Changes `next_repo`:
+        """Chooses a new `next_repo`. The *candidates* are the usable repositories except the present `next_repo`.
 
-        - to `_sender` if `_sender` is usable and is not `next_repo` already, or if there is no other usable repository;
-        - otherwise to the usable repository that follows `_last_substitute` in alphabetical order."""
+        - If `_sender` is a candidate, chooses `_sender`.
+        - If there are only other candidates, chooses the first candidate after `_last_substitute` in alphabetical
+          order. If there is none after it, chooses the first candidate.
+        - If there are no candidates, chooses `_sender`."""
         self._failures_in_row = 0
         others = [repo for repo in self._usable_repos() if repo != self.next_repo]
         if self._sender in others or not others:
@@ -218,8 +223,8 @@ class AvoidedEndpoints:
 
     - `ask_last`: the endpoints that are asked only if no other endpoint has the blob.
     - `untrusted`: the endpoints whose bytes the download does not accept, with one error for each. They are asked after
-      all other endpoints, and only whether they have the blob. If an untrusted endpoint has the blob, its error is
-      raised; otherwise, "not found"."""
+      all other endpoints, to find out whether the upstream has the blob. If an untrusted endpoint has the blob, its
+      error is raised. If it does not have the blob, its answer "not found" counts like that of any other endpoint."""
 
     ask_last: frozenset[str] = frozenset()
     untrusted: Mapping[str, UpstreamUnavailable] = field(default_factory=dict)
@@ -243,8 +248,8 @@ class BadSenders:
         `retry_after` is the number of seconds until the first pause ends.
 
         - An endpoint is untrusted until its pause (`sender_pause`) ends.
-        - An endpoint is asked last if its record could not be stored, or if an endpoint without a pause sent corrupt
-          bytes less often."""
+        - An endpoint is asked last if its record could not be stored.
+        - An endpoint is asked last if it sent corrupt bytes more often than another endpoint that has no pause now."""
         bad_senders = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
         unsaved = self._unsaved_endpoints(digest)
         if not bad_senders:
@@ -287,9 +292,9 @@ class BadSenders:
 
     async def add(self, repo: RepositoryName, digest: Digest, endpoints: Collection[str]) -> None:
         """Records that `endpoints` sent corrupt bytes for a blob. Call this method once for each download with a wrong
-        digest, in the process that has verified the digest. `endpoints` is empty if other processes have downloaded all
-        bytes. If the record cannot be stored, logs the failure, and this process asks the endpoints last, without a
-        pause."""
+        digest, in the process that has verified the digest. `endpoints`: the endpoints that sent bytes to this process.
+        It is empty if other processes have downloaded all bytes: this process does not know which endpoints they asked.
+        If the record cannot be stored, logs the failure, and this process asks the endpoints last, without a pause."""
         log.error(
             "the bytes of the blob %s for %s, received from %s, do not match its digest and are deleted",
             digest,

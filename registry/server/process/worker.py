@@ -123,7 +123,7 @@ class Worker:
         if not starting.done():
             return  # `run` cancels the start
         starting.result()
-        make_full_collections_rare()
+        make_full_collections_rare()  # garbage collections of Python
         certificates = self._options.listener_options.certificates
         max_connections = MAX_CONNECTIONS if certificates is None else self._options.limits.tls_connections
         limit = ConnectionLimit(
@@ -285,8 +285,9 @@ class Worker:
 
 
 async def _finish_work(app: LiveApplication) -> None:
-    """Makes the application start no more background work, and waits for the work that is running. Logs an error
-    instead of raising it: the shutdown of the application ends the work in any case."""
+    """Hands the application's background work over to other processes: the application starts no more background work.
+    Then waits for the background work that is running. Logs an error instead of raising it: the shutdown of the
+    application ends the work in any case."""
     try:
         await app.retire()
         await app.finish()

@@ -21,9 +21,10 @@ PART_BYTES: Final = 1024 * 1024
 
 class FileCheck:
     """The check of one file. Call `read_part` until it returns 0. Then `problem` says what is wrong with the file;
-    None: nothing is wrong. `version` identifies the file (`version_of_status`). All methods block.
+    None: nothing is wrong. `version` identifies the file by its device, inode number, modification time and size, which
+    `version_of_status` takes from the result of `os.fstat`. All methods block.
 
-    The check must not push the blobs that clients often pull out of the page cache. So each read of a part drops the
+    Clients often pull the same blobs, and these blobs must stay in the page cache. So each read of a part drops the
     pages that it has loaded into the page cache. Read-ahead is off, because the check could not tell pages that were
     read ahead from pages that were in the page cache before."""
 

@@ -65,8 +65,9 @@ INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?1
        remaining = iif(at > ?6 OR excluded.at >= at, excluded.remaining, remaining),
        most = iif(at > ?6 OR excluded.at >= at, excluded.most, most),
        until = max(iif(until > ?7, 0.0, until), excluded.until)"""
-"""The column `most` contains `Allowance.limit`. A stored `at` later than ?6 counts as older than the new `at`. A stored
-`until` later than ?7 counts as no pause. `save_allowance` says why."""
+"""The column `most` contains `Allowance.limit`. A stored `at` later than ?6, or a stored `until` later than ?7, is
+too far in the future: it was stored before the clock was set back. Such an `at` is replaced by the new `at`, and
+`remaining` and `most` are replaced as well. Such an `until` is replaced by the new `until`."""
 
 _IS_CONFIRMED = """
 SELECT l.confirmed
@@ -172,7 +173,8 @@ class SqliteUpstreamRecords:
 
     async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, CorruptionRecord]:
         """Returns the endpoints of the upstream that sent corrupt bytes for the blob within the last `seconds` seconds.
-        Maps each endpoint to how often it sent corrupt bytes, and when it last did."""
+        Maps each endpoint to how often it sent corrupt bytes, and when it last did. The table `upstream_wrong` contains
+        these records."""
         now = self._clock()
         # The upper bound leaves out records with a time in the future, which were stored before the clock was set back.
         rows: list[Any] = self._db.execute(

@@ -35,8 +35,8 @@ PAGES_PER_STEP: Final = 1024
 UNFINISHED_JOB_MESSAGE: Final = "it had not ended when this backup was made"
 """In a copy, the message of each job that had not ended when the copy was made."""
 MAX_EVENTS_PER_SECOND: Final = 1000
-"""More events than a registry adds per second on average. A restore skips this many event numbers for each second since
-the newest event in the copy."""
+"""On average, a registry adds fewer events per second than this. A restore skips this many event numbers for each
+second since the newest event in the copy."""
 MIN_EVENT_GAP: Final = 1_000_000_000
 """How many event numbers a restore skips in addition, in case a wrong clock makes the measured time too short."""
 _TOTALS: Final = """
@@ -198,10 +198,10 @@ class SqliteSnapshot:
 
 
 def _increase_event_number(db: apsw.Connection, copied_at: float, restored_at: float) -> None:
-    """Increases the number of the only event in the copy. Events after the restore then get numbers that the copied
-    registry has not used, not even after the copy was made. Clients may know those numbers. If the copy has no event,
-    first adds one that the list of events does not show. `copied_at`, `restored_at`: when the copy was made and
-    restored, in seconds since 1970."""
+    """Increases the number of the only event in the copy. The copied registry may have used further numbers after the
+    copy was made, and clients may know these numbers. Because of the increase, events after the restore get numbers
+    that the copied registry has never used. If the copy has no event, first adds one that the list of events does not
+    show. `copied_at`, `restored_at`: when the copy was made and restored, in seconds since 1970."""
     if db.execute("SELECT max(id) FROM event").get is None:
         db.execute(
             "INSERT INTO event (id, uuid, at, action, repository, media_type, size, actor, address, request_id, "
