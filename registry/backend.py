@@ -170,6 +170,7 @@ async def open_backend(
                 min_free=min_free_space(settings),
                 clock=clock,
                 commit_observer=UNOBSERVED_COMMITS if telemetry is None else telemetry,
+                # Called for each removal of the garbage collector, except in dry runs.
                 on_real_removal=ignore_removal if telemetry is None else telemetry.work.on_removed,
             )
         )
@@ -186,6 +187,7 @@ async def open_backend(
             store.is_known_repository,
             NamingRules.from_settings(settings),
             private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
+            # Tells whether a private upstream has confirmed that one of its repositories has a blob.
             is_confirmed=store.records.is_confirmed,
         )
         upstream_search = _open_search(settings)

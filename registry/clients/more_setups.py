@@ -1,6 +1,9 @@
 """Functions that return the set-up of each client, such as docker or k3s: configuration files, hints and commands
 (`PROGRAM_SETUPS`). If the registry has accounts, a set-up includes the login.
 
+Each function `_full_*_setup` begins with a set-up of `registry.clients.client_setup`, such as `docker_setup`. It leaves
+out files that the client does not need, and adds other parts, such as the commands for a login and a push.
+
 Sources: k3s, "Private Registry Configuration"; kind, "Local Registry"; GitLab, "Use Docker to build Docker images";
 docker/setup-buildx-action; containerd, docs/hosts.md.
 """
@@ -236,8 +239,8 @@ def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accoun
 def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
     daemon = docker_daemon_settings(address, hosts)
     options = [text for url in daemon.get("registry-mirrors", ()) for text in ("--registry-mirror", url)]
-    # A loopback address also gets this option. The job runs in a container, so people must replace a loopback address
-    # by another address, for which docker needs the option.
+    # docker needs no option for a loopback address. But a job runs in a container and cannot reach a loopback address,
+    # so people must edit this file and write another address. For the other address, docker needs the option.
     if address.is_plain_http:
         options += ["--insecure-registry", address.host]
     image = f"{address.host}/team/app:$CI_COMMIT_SHORT_SHA"

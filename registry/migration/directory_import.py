@@ -55,7 +55,7 @@ class DirectoryContentSource:
         self._by = Actor(actor)
         self._may_link = not copy
         self._reported_refusals: set[str] = set()
-        """Reasons for refused links that the report has as a note."""
+        """The reasons of refused links. The report already has a note for each of these reasons."""
 
     async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
         return await asyncio.to_thread(self._directory.manifest, repo, digest)
@@ -103,6 +103,7 @@ class DirectoryContentSource:
             if passed_check:
                 # The operating system has refused the link, and would probably refuse all further links.
                 self._may_link = False
+            # Each reason gets one note, which names the first blob whose link was refused for this reason.
             reason = str(refusal)
             if reason not in self._reported_refusals:
                 self._reported_refusals.add(reason)
@@ -222,8 +223,8 @@ class DirectoryImport:
         has deleted in this registry. `reported`: manifests for which a problem was reported; gives no second problem
         for these.
 
-        If an index lists a broken manifest, reports a problem for the index only. To know all indexes, reports the
-        problems after it has tried all manifests."""
+        If an index lists a broken manifest, reports a problem for the index only. The import may try the broken
+        manifest before the index. Therefore, it tries all manifests first, and then reports the problems."""
         failed: dict[Digest, str] = {}
         deleted_here = frozenset() if self._overwrite else await self._store.imports.deleted_by_retention(repo)
         left_out = 0

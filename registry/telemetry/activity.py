@@ -29,12 +29,13 @@ class ActivityCounts:
     """The activity of all processes of one server together.
 
     The shared memory also records how much of the activity is stored. If the process that stores the activity dies,
-    another process continues from this record. A restart that keeps the counts also keeps this record."""
+    another process continues from this record. The counters are in the same memory, so a restart of the server keeps
+    either both the counters and the record, or neither."""
 
     def __init__(self, plan: CellPlan, requests: Counter, mirror: MirrorMetrics) -> None:
-        """Call `attach_memory` before any other method. `plan`: this object reserves its cells in it. `requests`:
-        counts the complete responses by route, method and status. `mirror`: counts the requests and bytes of mirrored
-        content."""
+        """Call `attach_memory` before any other method. `plan`: assigns the cells of the shared memory. The constructor
+        reserves cells for the record of the stored activity. `requests`: counts the complete responses by route, method
+        and status. `mirror`: counts the requests and bytes of mirrored content."""
         self._cells: SharedCells
         self._totals: Callable[[], Sequence[float]]
         self._requests = requests
@@ -77,8 +78,8 @@ class ActivityCounts:
             for status in _PULL_STATUSES
         )
         yield sum(totals[requests.cell("manifests", "PUT", status)] for status in _PUSH_STATUSES)
-        # A series of a counter has one cell, `numbers[0]`.
         lookups = dict.fromkeys(("hits", "misses"), 0.0)
+        # `numbers` has the numbers of one series. A series of a counter has only one number.
         for (_, route, cache), numbers in mirror.requests.nonzero_series(totals):
             if route in _CACHE_ROUTES:
                 lookups["hits"] += numbers[0] if cache in _HIT_STATES else 0

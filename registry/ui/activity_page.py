@@ -123,7 +123,7 @@ async def activity(request: Request) -> Response:
         outcome=chosen["outcome"] or None,
         since=None if period_seconds is None else (time.time() if until is None else until) - period_seconds,
         until=until,
-        before=query.one("after") or None,
+        before=query.one("after") or None,  # only entries older than the entry with this id
     )
     page = await caller.accounts.scan_audit(audit_query, PAGE_SIZE)
     next_path = None

@@ -96,7 +96,7 @@ async def _history_page(
         "tag_history.html",
         status_code=200 if error is None else status_of(error),
         section="repositories",
-        here=visit_of(request).path,
+        here=visit_of(request).path,  # the path and query of the request
         name=name,
         tag=tag,
         title=image_name(name, tag),

@@ -18,7 +18,8 @@ from registry.upstream.destinations import AddressPolicy, Reach
 from registry.upstream.transport import Resolver
 
 ADDRESS_ATTEMPT_SECONDS = 1.0
-"""Time limit for a connection attempt to each address of a host but the last."""
+"""Time limit for an attempt to connect to one address of a host (`_connect_to_any`). The attempt to connect to the last
+address of the host does not have this limit."""
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
 

@@ -117,9 +117,9 @@ class RealmPolicy:
     """Decides which realms (URLs of token services) may be used for one upstream."""
 
     def __init__(self, settings: Upstream, endpoints: list[str], configured_name: str | None = None) -> None:
-        """`endpoints`: the URLs of the upstream. `configured_name`: the upstream's name in the settings, whose
-        registrable domain counts as the upstream's own; None: `settings.name`. For an import, `settings.name` is made
-        up, such as `import-ghcr-io`."""
+        """`endpoints`: the URLs of the upstream. `configured_name`: a name whose registrable domain counts as the
+        upstream's own, such as `ghcr.io`. None: `settings.name` is used. An import makes up its `settings.name`,
+        such as `import-ghcr-io`, so it can give the upstream's real name here."""
         self._name = settings.name
         self._listed_realms = settings.realms
         self._own_domains = {

@@ -192,7 +192,8 @@ class TokenService:
             return None
         if identity.token is not None:  # the client sent an API token
             return None
-        # The client sent a token of an issuer. Only then is `stamp`, a hash of the issuer's settings, set here.
+        # The client sent a token of an issuer. Its `stamp` is a hash of the issuer's settings. All other identities
+        # that reach this line have no `stamp`.
         if identity.stamp is not None:
             return None
         account, now = AccountName(identity.name), self._clock()

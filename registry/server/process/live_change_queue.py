@@ -2,9 +2,10 @@
 parent process of the workers) runs one change at a time.
 
 - A *reload* gives the workers a new configuration.
-- A *restart* replaces the workers by new processes. The replacement of the workers is a *renewal*. With a `Successor`,
-  a restart has two more steps before the renewal. In the *check*, another process finds out whether a new version of
-  the program can take over. Then the supervisor executes the new version, which does the renewal.
+- A *restart* replaces the workers by new processes. The replacement of the workers is a *renewal*. If the queue has a
+  `Successor`, a restart also replaces the program by a new version, in two steps before the renewal. In the *check*,
+  another process finds out whether the new version can take over. Then the supervisor executes the new version, which
+  does the renewal.
 
 Requests for the same kind of change share one queued change.
 """
@@ -26,7 +27,8 @@ from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_log import log
 
 _MAX_WAIT_SECONDS = 30.0
-"""While a worker is starting, the queued changes wait. They are refused this long after the last request."""
+"""While a worker is starting, the queued changes wait. If a worker is still starting this long after a change was last
+requested, all queued changes are refused."""
 
 
 class ChangingSupervisor(Protocol):
@@ -129,7 +131,7 @@ class LiveChangeQueue:
         """Continues the running change. If no change is running, starts the next queued change. `now`: the time, in
         seconds of `time.monotonic`."""
         if self._reload is not None:
-            self._reload.end_late_phase(now)
+            self._reload.end_late_phase(now)  # ends the reload's current phase if its deadline has passed
             self._end(self._reload.outcome)
         elif self._check is not None:
             self._step_check(now)

@@ -24,8 +24,8 @@ _NO_RESTART = (
 class SingleProcessReloads:
     """Handles SIGHUP, SIGUSR2 and the requests on the control socket:
 
-    - SIGHUP and the request `reload` reload the configuration. One reload runs at a time. After a reload, one more
-      reload answers all requests that arrived during the reload.
+    - SIGHUP and the request `reload` reload the configuration. One reload runs at a time. If requests arrive while a
+      reload runs, they wait for its end. The next reload answers all of them.
     - SIGUSR2 and the request `restart` are refused: without a supervisor, no process can replace the worker."""
 
     def __init__(self, change_options: LiveChangeOptions, on_ready: Callable[[], None]) -> None:

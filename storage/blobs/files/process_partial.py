@@ -82,29 +82,24 @@ class ProcessPartial:
         self._threads = threads
         self._waiters = waiters
         self._paths = paths
-        self._state_fd = files.state_fd
-        """Descriptor of the state file; -1 after the files were closed."""
+        self._state_fd = files.state_fd  # descriptor of the state file; -1 after the files were closed
         self._boot = files.progress.boot  # id of the machine's boot during which the bytes are written
         self._status = files.progress.status
-        self._extents = Extents(files.progress.extents)
-        """The ranges of bytes that are stored."""
-        self._being_written = Extents()
-        """The ranges of bytes that threads of this process are writing now."""
-        self._owner: object | None = None
-        """The owner, if it is a user of this process; otherwise None."""
+        self._extents = Extents(files.progress.extents)  # the ranges of bytes that are stored
+        self._being_written = Extents()  # the ranges of bytes that threads of this process are writing now
+        self._owner: object | None = None  # the owner, if it is a user of this process; otherwise None
         self._owner_is_leaving = False
         """Whether the owner has called `give_up_ownership`, and steps (`owner_step`) of the owner are still running."""
-        self._running_steps = 0
-        """Number of steps of the owner that are running."""
+        self._running_steps = 0  # number of steps of the owner that are running
         self._user_count = 0
-        """Number of uses that keep the files open: `retain` calls without a `release` so far, and running steps."""
+        """Number of `retain` calls without a `release` so far, plus `_running_steps`. When it falls to 0, the files are
+        closed."""
         self._has_no_owner = False
-        """Whether the partial blob has no owner in any process. Another process's change of the owner is unknown here
-        until the next `refresh`."""
+        """Whether the partial blob has no owner in any process. If another process gets or loses the owner, this value
+        is out of date until the next `refresh`."""
         self._version = 0
         """Number of changes to the *progress* (the stored ranges and the status) so far."""
-        self._stored_version = 0
-        """The `_version` of the progress that is in the state file."""
+        self._stored_version = 0  # the `_version` of the progress that is in the state file
         self._lock = threading.Lock()
         self._state_file_lock = threading.Lock()
         self._prefix_digest = self._new_prefix_digest()
@@ -157,7 +152,7 @@ class ProcessPartial:
 
     @property
     def still_exists(self) -> bool:
-        """False if this process knows that any process has committed or deleted the partial blob; otherwise True."""
+        """False if this process knows that the blob is no longer partial: a process has committed or deleted it."""
         return self._status is PartialStatus.INCOMPLETE
 
     @property
@@ -180,8 +175,8 @@ class ProcessPartial:
             if not has_file_lock and not (try_lock_byte(self._state_fd) and self._load_progress()):
                 return False
             self._owner, self._has_no_owner = user, False
-            # Hashes again from the first byte: a previous owner may have replaced bytes that this process has hashed
-            # but not recorded in the state file.
+            # Hashes again from the first byte. As an earlier owner, this process may have hashed bytes that it did not
+            # record in the state file. An owner in another process may have replaced these bytes since then.
             self._prefix_digest = self._new_prefix_digest()
         self._prefix_digest.start_hashing_if_ready()
         return True
@@ -259,9 +254,13 @@ class ProcessPartial:
                     self._extents = Extents(progress.extents)
 
     def stored_until(self, offset: int) -> int | None:
-        """Returns the end of the stored bytes from `offset`: the offset of the first missing byte, or `size` if the
-        blob is committed. Returns None if the byte at `offset` is missing, or if `offset` is `size` and the blob is
-        not committed. If it would return None, but no owner is left, raises PartialBlobLost. Raises DigestInvalid."""
+        """Looks for the end of the stored bytes from `offset`. The first case that applies decides:
+
+        - The blob is committed: returns `size`.
+        - The downloaded bytes have a wrong digest: raises DigestInvalid.
+        - The byte at `offset` is stored: returns the offset of the first missing byte after it, at most `size`.
+        - The partial blob was deleted, or no owner is left: raises PartialBlobLost.
+        - The byte at `offset` is missing, or `offset` is `size`: returns None."""
         with self._lock:
             if self._status is PartialStatus.COMMITTED:
                 return self.size
@@ -318,7 +317,7 @@ class ProcessPartial:
             for part in new_parts:
                 self._being_written.add(*part)
         try:
-            # `may_use_min_free`: `open_file_pair` has checked `MinFreeSpace` for the whole blob.
+            # `open_file_pair` checked `MinFreeSpace` for the whole blob before it created the files. So no check here.
             self._reserve.require_free_space(may_use_min_free=True)
             with as_storage_errors():
                 self._write(offset, data, new_parts)

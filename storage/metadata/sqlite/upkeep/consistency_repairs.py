@@ -103,8 +103,11 @@ def _drop_reference(db: apsw.Connection, problem: Problem, now: float) -> str:
 
 
 def _queue_if_unused(db: apsw.Connection, repository: int, digests: Iterable[str], now: float) -> None:
-    """Puts the repository's links to the blobs `digests` into the collect queue. Leaves out a link that is already in
-    the queue, and a link whose blob a manifest of the repository refers to."""
+    """Puts the repository's links to the blobs `digests` into the collect queue. Leaves out a link in two
+    cases:
+
+    - A manifest of the repository refers to the blob.
+    - The link is already in the queue."""
     for digest in digests:
         if db.execute(_UNUSED_UNQUEUED_LINK, (repository, digest)).get is not None:
             blob_changes.queue_for_collection(db, repository, Digest(digest), now)

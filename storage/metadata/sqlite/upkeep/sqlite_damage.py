@@ -4,9 +4,10 @@
   round checks the blobs in the order of their row ids. The row id of the last blob of the round is `until_blob`. The
   row id of the last blob that was checked is `after_blob`. For manifests, the columns are `until_manifest` and
   `after_manifest`.
-- The *place* of a blob is the key of its bytes in the blob store. A damaged blob has an empty `place` in the table
-  `blob`. In the table `damaged_blob`, `former` is the place that the blob had before the damage was found, and `place`
-  is the key of the damaged bytes in the quarantine, a part of the blob store.
+- The *place* of a blob is the key of its bytes in the blob store (column `place` of the table `blob`). A damaged blob
+  has an empty place.
+- The table `damaged_blob` has two columns with keys. `former` is the place that the blob had before the damage was
+  found. `place` is the key of the damaged bytes in the *quarantine*, a part of the blob store.
 - A damaged manifest has the size 0 and an empty body. The record of its damage keeps the body.
 - Content is *healed* when its right bytes are stored again.
 """
@@ -49,8 +50,9 @@ SELECT r.name FROM blob b CROSS JOIN blob_link l ON l.blob = b.id CROSS JOIN rep
 upstream and a slash. A common layer belongs to very many repositories, so this query runs in the thread for long
 reads."""
 _OLDEST_BLOB_CREATED = "SELECT min(created) FROM (SELECT created FROM blob ORDER BY id LIMIT 100)"
-"""Selects the time at which the oldest blob was created. Healing a blob changes its time, so the query compares several
-of the oldest rows."""
+"""Selects the time at which the oldest blob was created. This blob usually has the lowest row id. But healing a blob
+sets its `created` to the time of the healing. Therefore, the query takes the earliest `created` of several rows with
+the lowest row ids."""
 
 
 class SqliteDamageRecords:

@@ -44,9 +44,12 @@ UPDATE tag
  WHERE repository = (SELECT repository FROM manifest WHERE id = ?1) AND name = ?2 AND manifest = ?1 AND updated > ?3
    AND updated <= (SELECT h.at FROM tag_history h WHERE h.repository = tag.repository AND h.tag = tag.name
                     ORDER BY h.id DESC LIMIT 1)"""
-"""Sets the push time (`updated`) of an imported tag back to the time at the old registry (?3), or to the tag's last
-change before the import if that change is later. In the tag's history, the newest entry is the import, and the entry
-before it is that change.
+"""Sets the push time (`updated`) of an imported tag back to the later of these two times:
+
+- the time at which the tag was set at the old registry (?3)
+- the time of the tag's last change in this registry before the import, if there is one
+
+In the tag's history, the newest entry is the import. The second newest entry is the last change before the import.
 
 A push time later than the newest entry stays as it is: a client has pushed the same manifest again, which adds no
 entry."""
@@ -77,7 +80,7 @@ class SqliteImportRecords:
         row: Any = self._db.execute(_LAST_CHANGE, (repo, tag)).fetchone()
         if row is None:
             return None
-        digest, at, actor, program = row
+        digest, at, actor, program = row  # `program`: the user agent
         return LastTagChange(None if digest is None else Digest(digest), at, actor, program)
 
     async def has_pointed_at(self, repo: RepositoryName, tag: Tag, digest: Digest) -> bool:
