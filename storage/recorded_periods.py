@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_SILENT_SECONDS: Final = 3600.0
-"""Servers record every few minutes that they run and store pulls. A period ends if the next such record comes later
-than this."""
+"""Every few minutes, a server makes a record that it runs and has stored all pulls so far. A period ends with a
+record if the next record is made more than this time later."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,9 +91,9 @@ class TagHistory(Protocol):
         ...
 
     async def digest_at(self, repo: RepositoryName, tag: Tag, at: float) -> Digest | None:
-        """Returns the digest that the tag pointed at at the time `at` (seconds since 1970). Returns None if the tag did
-        not exist then. A change up to half a millisecond after `at` counts as made at `at`, because `at` may be the
-        rounded time of the change."""
+        """Returns the digest that the tag had at a time in the past; None if the tag did not exist then. `at`: this
+        time, in seconds since 1970. A change of the tag that was made up to half a millisecond after `at` also counts,
+        because `at` may be the rounded time of the change."""
         ...
 
     async def move(
@@ -117,7 +117,8 @@ class TagHistory(Protocol):
         - the *referrers* of these manifests (manifests with the field `subject`, such as signatures). A referrer whose
           content is not complete stays deleted.
 
-        An interrupted call can have put back some of very many manifests without changing the tag. Raises:
+        If very many manifests must be put back, the call puts them back in several steps. If such a call is interrupted
+        or fails, some of the manifests may be put back although the tag is unchanged. Raises:
 
         - ManifestUnknown: the manifest, or a manifest that it lists, cannot be put back.
         - ManifestBlobUnknown: a blob of the manifest, or of a manifest that it lists, is missing.

@@ -35,9 +35,12 @@ CURSOR_STEP: Final = 1_000
 (the caller may not see it), `next` is rounded up to a multiple of `CURSOR_STEP`, so that `next` does not reveal the
 number.
 
-Each cursor must be lower than the cursor of the page before, even after rounding. A cursor is rounded only after
-`MAX_LOOK_UPS` look-ups, each of which reads at least `PAGE_EVENTS` events. So `CURSOR_STEP` must not exceed
-`MAX_LOOK_UPS * PAGE_EVENTS`."""
+Each cursor must be lower than the cursor of the page before, even after rounding. Therefore, `CURSOR_STEP` must not
+exceed `MAX_LOOK_UPS * PAGE_EVENTS`:
+
+- `next` is rounded up only if the page took `MAX_LOOK_UPS` look-ups. Each of them reads at least `PAGE_EVENTS` events.
+  So before the rounding, `next` is lower than the previous cursor by at least `MAX_LOOK_UPS * PAGE_EVENTS`.
+- The rounding adds less than `CURSOR_STEP`."""
 _MAX_POSITION_CHARACTERS: Final = len(f"{MAX_NUMBER}:") + MAX_NAME_LENGTH
 """Largest length of a cursor of `list_deliveries`: the number of an event, a colon and the name of a webhook."""
 EVENTS_NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
@@ -121,7 +124,9 @@ async def recent_events(caller: Caller, limit: int) -> list[EventResponse]:
 
 
 def _response(event: Event, caller: Caller) -> EventResponse | None:
-    """Returns an event as the caller may see it; None if the caller may not see the event."""
+    """Returns an event as the caller may see it; None if the caller may not see the event. Only an
+    admin, or a caller who may push to the repository, sees the data about the client that caused the event: the
+    address, the request ID and the user agent."""
     content: NewEvent = event.content
     if caller.rights.admin:
         return EventResponse.from_stored(event)
@@ -160,9 +165,9 @@ async def _read_page(
     For a caller who is not an admin, `next` is the number of an event on the page, or a multiple of `CURSOR_STEP`.
     `next` may depend on how many hidden events there are, but must not depend on their actions or repositories.
 
-    Therefore, a look-up that can return hidden events must not select events by action: where it stops reading, and so
-    `next`, would depend on the actions of hidden events. It returns events with all actions, and this function discards
-    the events with other actions than `action`."""
+    Therefore, if a look-up can return hidden events, it must not select events by action. A selection would decide at
+    which event the look-up stops reading, and `next` would then depend on the actions of hidden events. So the look-up
+    returns events with all actions, and this function discards the events with other actions than `action`."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox

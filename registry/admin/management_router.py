@@ -61,8 +61,10 @@ def _error_responses() -> dict[int | str, dict[str, Any]]:
 
 def complete_document(document: dict[str, Any]) -> None:
     """Adds to the OpenAPI document what all operations below `API_PREFIX` share: the schema of their error responses,
-    and the ways to log in. `identify_caller` authenticates the requests. FastAPI could describe the ways to log in as
-    dependencies of each route, but analyses all dependencies of all routes when the server starts."""
+    and the ways to log in. `identify_caller` authenticates the requests.
+
+    FastAPI could add the ways to log in itself if each route declared them as dependencies. But FastAPI analyses the
+    dependencies of every route when the server starts, so more dependencies would make the start slower."""
     components = document.setdefault("components", {})
     schema = Errors.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
     components.setdefault("schemas", {}).update(schema.pop("$defs"), Errors=schema)

@@ -67,8 +67,8 @@ def exit_on_interrupt() -> None:
     """Makes SIGINT end this process immediately, with a line on stderr. SIGTERM keeps its default action, which ends
     the process without a line. Must be called in the main thread, before slow imports.
 
-    SIGINT also ends the process if the process was started with SIGINT ignored, as a shell without job control starts
-    background commands. The function unblocks SIGINT and SIGTERM, which a parent process may have blocked.
+    SIGINT also ends a process that was started with SIGINT ignored. A shell without job control starts background
+    commands in this way. The function unblocks SIGINT and SIGTERM, which a parent process may have blocked.
     """
     exit_now = SignalExit()
 

@@ -1,7 +1,7 @@
 """The types of the settings `cooldown_tags` and `cooldown_exempt` of an `[[upstream]]`.
 
-A *cooldown* is a time. When a tag at the upstream gets a new digest, pulls of the tag get this digest only after the
-tag has pointed at it for the cooldown.
+A *cooldown* is a duration. When a tag at the upstream gets a new digest, the tag must keep this digest for the duration
+of the cooldown. Pulls of the tag get this digest only after that.
 
 The functions are pydantic validators: they return the value unchanged, or raise ValueError if it is not valid.
 """

@@ -99,7 +99,7 @@ async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) 
     if is_range:
         headers.append((b"content-range", _content_range(start, stop, size)))
     await exchange.send_head(206 if is_range else 200, headers)
-    if reader.data is not None:  # the bytes of the span: opening a small blob has read them into memory
+    if reader.data is not None:  # the span is short, and `open_blob` has read all its bytes
         await exchange.send_part(reader.data)
         return
     if reader.is_incomplete and start < stop:
@@ -233,9 +233,9 @@ async def _send_stream(
     """Sends the parts of `stream` as the body of the response. `length`: total number of bytes of the parts.
 
     Before each part except the first, checks whether the client has disconnected, because some ASGI servers do not
-    report this when they send. The first check starts a task. A response of one part needs no check, so it starts none.
-    Raises ClientGone, and the errors of reading the blob. After an error, the server closes the connection, because the
-    body is shorter than its Content-Length."""
+    report this when they send. The first check starts a task that waits until the client disconnects. A response of
+    one part has no check, so it does not need the task. Raises ClientGone, and the errors of reading the blob. After an
+    error, the server closes the connection, because the body is shorter than its Content-Length."""
     is_first = True
     remaining_bytes = length
     async for part in stream:

@@ -5,20 +5,23 @@ A request is retried with growing pauses after errors that may be temporary. A r
 such errors. `RequestRetries` counts the failed requests of each repository. All counts return to 0 when a request
 succeeds or gets an error that is not temporary.
 
-A repository has *many failures* if `FAILURES_TO_END` of its requests have failed. All repositories have many failures
-if `FAILURES_TO_END` repositories each have a failed request. If a request fails and its repository now has many
-failures, GET `/v2/` is sent:
-
-- If no registry responds, the import ends with `OldRegistryDown`. The next import continues where this one stopped.
-- If a registry responds, the import continues. A request of a repository with many failures is then retried only
-  once.
-
 An `Unconfirmed` error means that a proxy or firewall in front of the registry possibly sent the response. For example,
 while a registry restarts, a proxy may send a 404 without the error code of a registry. A request with this error is
 retried, unless it was refused because the import has no login (`needs_login`).
 
-GET `/v2/` is not sent if `FAILURES_TO_END` repositories each have a failed request whose last error was not
-`Unconfirmed`. The import then ends immediately with `OldRegistryDown`.
+A repository has *many failures* in two cases:
+
+- `FAILURES_TO_END` of its requests have failed.
+- `FAILURES_TO_END` repositories each have a failed request. In this case, every repository has many failures.
+
+When a request fails and its repository then has many failures, there are two cases:
+
+- If `FAILURES_TO_END` repositories each have a failed request whose last error was an error other than `Unconfirmed`,
+  the import ends immediately with `OldRegistryDown`.
+- Otherwise, GET `/v2/` is sent. If no registry responds, the import ends with `OldRegistryDown`. If a registry
+  responds, the import continues. A request of a repository with many failures is then retried only once.
+
+After `OldRegistryDown`, the next import continues where this one stopped.
 """
 
 from __future__ import annotations
@@ -51,8 +54,8 @@ RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE_SECONDS: Final = 600.0
 """Longest pause before an attempt, even if the old registry asks for a longer pause (Retry-After)."""
 FAILURES_TO_END: Final = 8
-"""The number of failed requests, or of repositories with a failed request, after which the import may end. See the
-module docstring."""
+"""The import may end when this number of requests of one repository have failed, or when this number of repositories
+have a failed request. See the module docstring."""
 MAX_REFUSED_REQUESTS: Final = 50
 """After the old registry has refused this number of requests in a row, the import sends GET `/v2/` with the login. The
 import ends if this request is refused, because a registry may lock an account after many failed logins. If the request

@@ -13,6 +13,8 @@ upstream is asked.
 - A *cooldown* delays moves of a tag: the mirror serves the tag at an older digest until the tag has pointed at the new
   digest for some time.
 - A *lease* is a lock across all processes.
+- A `ShareScope` counts large manifests from the upstream in the memory budget until its `with` block ends.
+- `UnconfirmedManifestUnknown`: a response says that the manifest does not exist, but the manifest may exist.
 """
 
 from __future__ import annotations
@@ -191,9 +193,9 @@ class MirroredManifests:
         return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force=force))
 
     async def recheck(self, repo: RepositoryName, tag: Tag) -> None:
-        """Asks the upstream about a tag, even if the tag is fresh, and records for the cooldown at which digest the tag
-        points. Fetches the manifest if the tag has moved or is not cached. Does nothing for a frozen tag. Raises
-        ManifestUnknown and the errors of the upstream client, even if the tag is cached.
+        """Asks the upstream about a tag, even if the tag is fresh. Records the digest at which the tag points, because
+        the cooldown needs this record. Fetches the manifest if the tag has moved or is not cached. Does nothing for a
+        frozen tag. Raises ManifestUnknown and the errors of the upstream client, even if the tag is cached.
 
         While the upstream is near its rate limit, sends only a HEAD request, which Docker Hub does not count, and
         fetches no manifest. Sends no request if the tag is not cached and the last recorded answer was that the
@@ -257,14 +259,14 @@ class MirroredManifests:
         A lease lets one process at a time ask about the manifest. After a wait for the lease, the previous holder may
         have updated the records and the cache. Sends no request in these cases, unless `force` is true:
 
-        - The manifest is cached. Its last recorded answer is fresh or was recorded since this call began, or
-          `reference` is a digest.
+        - The manifest is cached, and `reference` is a digest.
+        - The manifest is cached, and the last recorded answer is fresh or was recorded since this call began.
         - The recorded answer is that the upstream does not have the manifest: raises ManifestUnknown.
         - This process waited for the lease longer than `stale_wait`, and the manifest is still not cached: raises
           UpstreamTimeout, because its clients have already waited for the request of the other process."""
         called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}") as has_waited:
-            # A process that was only slow, and did not wait for the lease, may still ask the upstream.
+            # `has_waited` is False if the time passed only because this process is slow. It may then ask the upstream.
             has_waited_long = has_waited and time.monotonic() - wait_started_at > self._stale_wait
             check = await self._records.last_check(repo, reference)
             cached = await self._find_cached(repo, reference)
@@ -293,7 +295,7 @@ class MirroredManifests:
             if cached is None:
                 check = await self._records.last_check(repo, tag)
                 if check is not None and not check.found:
-                    # After a 404 to the HEAD request, the client would send a GET request, which the limit counts.
+                    # After a 404 to HEAD, `self._upstream` would send a GET request, which the rate limit counts.
                     return
             try:
                 await self._ask_about_tag(repo, tag, cached, may_fetch=may_fetch)
@@ -353,8 +355,7 @@ class MirroredManifests:
     async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory: ShareScope) -> Manifest:
         """Returns the manifest `digest`, at which the tag points at the upstream, from the local registry or from the
         upstream. If neither has this manifest, fetches the tag, which may have moved again, and returns its manifest.
-        `memory`: a manifest from the upstream counts against the memory budget until this scope ends
-        (`UpstreamClient.get_manifest`)."""
+        `memory`: counts a manifest from the upstream in the memory budget (`UpstreamClient.get_manifest`)."""
         with suppress(ManifestUnknown):
             return await self._local.get_manifest(repo, digest)
         try:

@@ -22,7 +22,12 @@ from storage.names import Digest, Reference, RepositoryName
 class InMemoryUpstreamRecords:
     """Implements `storage.upstream_records.UpstreamRecords` in memory, for one command. Stores only tokens and
     *allowances* (the states of rate limits). The methods for manifests and blobs store nothing and find nothing.
-    `UpstreamRecords` documents the methods."""
+
+    `UpstreamRecords` documents the methods. For example:
+
+    - `is_confirmed`, `confirm`: whether it is recorded that the repository at the upstream has the blob.
+    - `bad_senders`, `save_bad_senders`, `forget_bad_senders`: the endpoints that sent corrupt bytes for a blob.
+      `seconds`: the largest age of these records."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, tuple[str, float]] = {}

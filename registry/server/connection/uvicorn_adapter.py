@@ -23,11 +23,12 @@ def uvicorn_protocol_class(
     loop. `limits`: the limits for the connections; None: the default limits. `proxies`: the trusted reverse proxies;
     None: there are none.
 
-    The number of connections is not limited, because uvicorn accepts the connections. uvicorn's setting `root_path` has
-    no effect.
+    The number of connections is not limited. The registry's own server checks its limit when it accepts a connection,
+    but here uvicorn accepts the connections. uvicorn's setting `root_path` has no effect.
     """
-    # uvicorn creates an object of the class for each connection. The first object adds the context, which all
-    # connections share: the context needs values that uvicorn passes only to these objects.
+    # Empty before the first connection; then contains the context that all connections share. uvicorn creates a
+    # `UvicornProtocol` for each connection. The first `UvicornProtocol` creates the context, because the context needs
+    # values that uvicorn passes only to the constructor of `UvicornProtocol`.
     contexts: list[WorkerContext] = []
 
     class UvicornProtocol(RegistryProtocol):

@@ -23,8 +23,8 @@ def find_head_end(tail: bytes, data: bytes, start: int) -> int:
     """Searches `data` for the CRLFCRLF that ends a head, beginning at the offset `start`. Returns the offset in `data`
     after the CRLFCRLF; the length of `data` if the head does not end in `data`.
 
-    `tail`: the last bytes of the head that were received before `data`, at most three. The CRLFCRLF may begin in them.
-    Empty if the head begins in `data`.
+    `tail`: empty if the head begins in `data`. If a part of the head was received before `data`: the last bytes of this
+    part, at most three. The CRLFCRLF may begin in these bytes.
     """
     if start == 0 and tail:
         position = (tail + data[:3]).find(HEAD_END)

@@ -83,8 +83,9 @@ def has_unreadable_inode(path: Path) -> bool:
     """Returns whether there is a file at `path` whose inode cannot be read. If so, logs a warning (`warn_unreadable`).
     Raises OSError for other errors.
 
-    Call this function before a deletion or move of the file, and do not run the deletion or move inside
-    `skip_unreadable`. Its errors must not be skipped, because they can mean that the disk refuses all changes."""
+    Call this function before a deletion or move of the file. Run the deletion or move itself outside of
+    `skip_unreadable`: an error of the deletion or move must not be skipped, because it can mean that the disk refuses
+    all changes."""
     with skip_unreadable(path):
         with suppress(FileNotFoundError):
             os.stat(path, follow_symlinks=False)

@@ -25,8 +25,8 @@ MAX_LISTED_REPOSITORIES: Final = 500
 """If a person may see at most this number of repositories, a search reads only the rows of these repositories."""
 MAX_LISTING_COST: Final = 30_000
 """Largest cost of listing the repositories that a person may see. If the list costs more, the search reads the rows of
-all repositories. One unit is the cost of matching one character of a name against a few simple patterns. The largest
-cost takes about 15 ms."""
+all repositories. A cost of 1 is the time that it takes to match one character of a name against a few simple patterns:
+about half a microsecond. So the largest cost is about 15 ms."""
 MAX_ROWS: Final = 3_000
 """Largest number of rows that one search reads. This takes about 30 ms."""
 
@@ -79,7 +79,8 @@ class SearchScope:
     @property
     def reads_hidden_rows(self) -> bool:
         """Whether a search also reads rows of repositories outside the scope. If so, every page states that it may be
-        incomplete. Otherwise this statement would reveal whether there are many rows that the person may not see."""
+        incomplete. If only some of these pages stated this, they would reveal whether there are many rows that the
+        person may not see."""
         return self.ids is None and not self.within.has_every_name
 
     def __contains__(self, name: str) -> bool:

@@ -65,9 +65,12 @@ USAGE_CHECKS: Final = (
         ),
     ),
 )
-"""The checks. Blobs come first and must be repaired first, because the totals of a scope are sums over its blobs. In
-the SQL, `t` is the row that is checked. `repository` is an empty text, because a wrong count is not a problem of one
-repository."""
+"""The checks. Blobs come first and must be repaired first, because the totals of a scope are sums over its blobs.
+
+- `area`: the name of the check.
+- `table`: the table whose rows are checked. In the SQL, `t` is the row that is checked. The check `usage_blob` checks
+  the rows of `blob`, so it also finds a blob that has no row in the table `usage_blob` but should have one.
+- `repository`: an empty text, because a wrong count is not a problem of one repository."""
 
 
 def repair(db: apsw.Connection, problem: Problem) -> str | None:
