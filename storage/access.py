@@ -24,7 +24,7 @@ RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
 """Names that accounts and groups must not have. In grants, `everyone` and `authenticated` stand for many clients. In
 the audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
 LONGEST_THROTTLING_SECONDS: Final = 30 * 86400.0
-"""Largest value of `FailureCost.max_seconds`. The server refuses no login for longer than this after a failed one."""
+"""Largest value of `FailureCost.max_seconds`. After a failed login, the server refuses logins for at most this time."""
 
 
 class AccountInvalid(RegistryError):
@@ -260,7 +260,7 @@ class SigningKey:
 
 
 class FailureCost(NamedTuple):
-    """How far a failed login moves the time of a throttling key.
+    """How much a failed login throttles later logins.
 
     A *throttling key* is a text that stands for an account, for a network of clients, or for both. The store keeps a
     time for each key. Each failed login moves the key's time further into the future
@@ -275,9 +275,9 @@ class FailureCost(NamedTuple):
     max_seconds: float
 
     def latest_plausible_time(self, now: float) -> float:
-        """Returns the latest time that failures of this cost can have given a key by now, plus `CLOCK_MARGIN_SECONDS`.
-        If a key's time is later, the clock was ahead when the time was stored. `now` (the present time) and the result
-        are in seconds since 1970."""
+        """Returns the latest plausible time of a key: `max_seconds` after `now`, plus `CLOCK_MARGIN_SECONDS`. If a
+        key's time is later, the clock was ahead when the time was stored. `now` (the present time) and the result are
+        in seconds since 1970."""
         return now + self.max_seconds + CLOCK_MARGIN_SECONDS
 
 

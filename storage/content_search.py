@@ -37,11 +37,12 @@ MAX_VALUE_CHARACTERS: Final = 1024
 class SearchPage(Generic[T]):
     """A page of search results. `more`: whether more entries follow this page.
 
-    `is_complete`: False if the search may have missed entries:
+    `is_complete`: False in two cases:
 
-    - if it stopped at a limit of rows or time;
-    - always if the set of repositories is large but does not contain all repositories. Such a search also reads entries
-      outside of the set. True would reveal to the client that few of these hidden entries match."""
+    - The search stopped at a limit of rows or time, so it may have missed entries.
+    - The set of repositories is large but does not contain all repositories. Such a search also reads entries outside
+      of the set, which are hidden from the client. If `is_complete` could be True here, True would reveal to the client
+      that few hidden entries match."""
 
     items: Sequence[T]
     more: bool = False
@@ -116,9 +117,10 @@ class ContentSearch(Protocol):
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
     ) -> SearchPage[LabelsMatch]:
         """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest
-        first. The page has only one entry for all matching manifests of a repository with the same `LabelsMatch.tag`
-        (not None), such as the images of an image index. An entry of `words` with punctuation, such as
-        `git.example.com/team/app`, counts as several words; if it gives very many words, only the first ones count."""
+        first. If several of these manifests have the same repository and the same `LabelsMatch.tag`, finds only one of
+        them. For example, the images of an image index have the same tag. Manifests whose `LabelsMatch.tag` is None are
+        all found. An entry of `words` with punctuation, such as `git.example.com/team/app`, counts as several words; if
+        it gives very many words, only the first ones count."""
         ...
 
     async def find_by_digest(self, prefix: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestMatch]:

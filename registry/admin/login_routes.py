@@ -34,8 +34,8 @@ DEFAULT_RETURN_PATH: Final = "/api/docs"
 _HEADERS: Final = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
-    # With `no-referrer`, browsers would send `Origin: null` with a form, and over http `check_same_origin` would refuse
-    # the form.
+    # With `no-referrer`, browsers would send `Origin: null` with a form. Over plain http, browsers omit the header
+    # Sec-Fetch-Site, so `check_same_origin` checks the header Origin, and would refuse the form.
     "referrer-policy": "same-origin",
     "x-frame-options": "DENY",
     # Forbids everything except the forms of the pages.

@@ -19,8 +19,9 @@ from registry.printable import is_utf8
 class CommandLine(TyperGroup):
     """The command `entrepot`, with all its subcommands.
 
-    Each argument must be UTF-8, except paths of files. Otherwise the command ends with a usage error. JSON and SQLite,
-    which store names, notes and paths of directories, have only Unicode.
+    All arguments must be UTF-8, except paths of files. If an argument breaks this rule, the command ends with a usage
+    error. The reason for the rule is that names, notes and paths of directories are stored in JSON and SQLite, which
+    have only Unicode.
 
     If a write to the standard output fails, ends the command with exit code 1. Prints one line about the error to
     stderr, except if the standard output is a pipe that nobody reads any more."""

@@ -59,7 +59,8 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
         fail("the setting `data` takes effect only if you stop the server and start it again")
     if settings.workers < 2:
         fail("the setting `workers` cannot become 1 in a restart: stop the server and start it again")
-    # The setting `listen` does not tell this: it has no effect if systemd has opened the server's socket.
+    # The setting `listen` does not tell whether only this machine can connect to the server's port: if systemd has
+    # opened the server's socket, the setting has no effect.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)
     server_addresses = _server_addresses(facts)

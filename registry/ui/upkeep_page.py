@@ -101,8 +101,8 @@ async def jobs(request: Request) -> Response:
     kind = query.one("kind") or None
     if kind is not None and kind not in JOB_KIND_NAMES:
         raise RequestInvalid("there is no such kind of job")
-    # Only the API limits the length of `after`. The number of a job has at most 18 digits
-    # (`registry.http.query.MAX_NUMBER`).
+    # The API's limit on the length of `after` does not apply to this call. So `after` is cut here to 18 characters: the
+    # number of a job has at most 18 digits (`registry.http.query.MAX_NUMBER`).
     page = await list_jobs(caller, kind, (query.one("after") or "")[:18] or None, JOBS_ON_A_PAGE)
     return await page_response(
         request,
@@ -235,7 +235,8 @@ async def _last_job(caller: Caller, kind: str) -> JobResponse | None:
 
 def _rules_as_texts(caller: Caller) -> list[dict[str, Any]]:
     """Returns the retention rules, with durations as texts. If `keep_pushed_within` or `keep_pulled_within` is not set
-    (0), its text is empty. If `delete_untagged_after` is not set, it is None; here, 0 is a duration."""
+    (0), its text is empty. If `delete_untagged_after` is not set, its value is None instead of a text. The value 0 of
+    `delete_untagged_after` is a duration, and becomes a text."""
     return [
         {
             "repositories": rule.repositories,

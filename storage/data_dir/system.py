@@ -65,8 +65,8 @@ class System:
     def link(self, fd: int, target: Path) -> None:
         """Gives the open file another name, a hard link. Raises OSError also if the file system has no hard links, or
         if `target` is on another file system."""
-        # `/proc/self/fd/…` is a symbolic link, which `os.link` follows only if `src_dir_fd` is given. The kernel
-        # ignores `src_dir_fd`, because the path is absolute.
+        # `/proc/self/fd/…` is a symbolic link. Without the argument `src_dir_fd`, `os.link` would not follow the link.
+        # The value of `src_dir_fd` has no effect: the kernel ignores it, because the path is absolute.
         os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
 
     def clone(self, source_fd: int, fd: int) -> None:

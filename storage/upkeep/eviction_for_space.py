@@ -71,8 +71,8 @@ class FreeSpaceGoal:
 
     @property
     def gained_bytes(self) -> int:
-        """The number of bytes by which the free space has grown: since the start of the eviction, or during the calls
-        of `free_blobs` if this number is larger."""
+        """The number of bytes by which the free space has grown. This is the larger of two numbers: the growth since
+        the start of the eviction, and the total growth during the calls of `free_blobs`."""
         return max(self._freed_bytes, self._free_bytes_or_target() - self._free_at_start)
 
     @property

@@ -8,8 +8,8 @@ replace it:
 - Another fill stores the blob first.
 
 A reader that has read no bytes gets the new file under the same file descriptor. A reader that has read bytes keeps the
-old file, because one response must not mix the bytes of two files. Only the digest of the new file is checked, so the
-bytes of the old file may be wrong.
+old file, because one response must not mix the bytes of two files. Such a reader may get wrong bytes, because only the
+digest of the new file is checked.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class ReaderFile:
         """Makes the descriptor refer to the file of `partial`. Keeps the old file if the reader may have read bytes of
         it, if the blob's offset differs between the two files, or if an error occurs. Raises nothing.
 
-        Call this method before the old partial blob is closed: to close the last descriptor of a deleted file blocks
+        This method closes the reader's descriptor of the old file. Call it before the old partial blob is closed, so
+        that another descriptor of the old file is still open. Closing the last descriptor of a deleted file would block
         while the file system frees the file's blocks."""
         if self.may_have_been_read or partial.file.offset != self.file.offset:
             return

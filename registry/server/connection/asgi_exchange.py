@@ -1,9 +1,10 @@
 """Calls the ASGI application for one request, and writes the response to the connection (`AsgiExchange`).
 
-The application sends the response's body in *parts*, one in each ASGI message, from memory or from a file. The
-response's head is written together with the first bytes of the body. A part from memory with more than `_LARGE_BYTES`
-is *large*. A large part is written in *slices* of at most `RESPONSE_SLICE_BYTES` if it is the whole body, or if the
-connection uses TLS. Over TLS, each slice is written in *pieces* of at most `_LARGE_BYTES`.
+The application sends the response's body in *parts*, one in each ASGI message, from memory or from a file. A part from
+memory with more than `_LARGE_BYTES` is *large*. Large parts are written as follows:
+
+- Without TLS, a large part is written in *slices* of at most `RESPONSE_SLICE_BYTES` only if it is the whole body.
+- Over TLS, every large part is written in slices. Each slice is written in *pieces* of at most `_LARGE_BYTES`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from registry.server.server_log import log
 _BODYLESS_STATUSES = (204, 304)
 """A response with one of these statuses has no body (RFC 9110, 15.3.5 and 15.4.5)."""
 _LARGE_BYTES = 64 * 1024
-"""Parts with more bytes than this are *large*; this class does not copy them. Also the largest size of a piece."""
+"""Parts with more bytes than this are *large*. Also the largest size of a piece."""
 
 
 class AsgiExchange:
@@ -175,8 +176,8 @@ class AsgiExchange:
             self._start(message["status"], list(message.get("headers", [])))
         elif not self.response_complete:
             if self._flow.discards_writes():
-                # asyncio reports a failed write only in a later iteration of the event loop, which an application that
-                # never waits does not reach.
+                # asyncio reports a failed write only in a later iteration of the event loop. That iteration does not
+                # begin while the application sends without waiting.
                 self.disconnect()
                 raise ClientDisconnected
             kind = message["type"]
@@ -185,7 +186,7 @@ class AsgiExchange:
                 if len(body) > _LARGE_BYTES:
                     await self._write_large_part(body, more=more)
                 else:
-                    if self._context.unsent.reserved_bytes:  # by an earlier response on this connection
+                    if self._context.unsent.reserved_bytes:  # of an earlier response, which may be sent by now
                         self._context.unsent.release_if_sent()
                     self._write_framed(body, more=more)
             elif kind == "http.response.zerocopysend":
@@ -234,8 +235,8 @@ class AsgiExchange:
         """Writes a large part. `more`: whether further parts follow. If the part is the whole body, first reserves
         memory for one slice. If no memory becomes free, sends a 503 response instead. Raises ClientDisconnected."""
         if not self._unsent_head or more:
-            # The memory budget counts only bodies of one part (`registry.server.connection.unsent_budget`).
-            self._context.unsent.release()  # the reservation of an earlier response on this connection
+            # The memory budget does not count a body of several parts (`registry.server.connection.unsent_budget`).
+            self._context.unsent.release()  # ends the reservation of an earlier response, even if bytes are unsent
             await self._write_without_time_limit(body, more=more)
             return
         try:
@@ -252,7 +253,7 @@ class AsgiExchange:
             else:
                 await self._write_without_time_limit(body, more=False)
         finally:
-            self._context.unsent.finish()  # the reservation can end when the bytes are sent
+            self._context.unsent.finish()  # from now on, the reservation may end as soon as the bytes are sent
 
     async def _write_without_time_limit(self, body: bytes, *, more: bool) -> None:
         """Writes a part. Over TLS, writes a large part in slices. `more`: whether further parts follow."""
@@ -270,9 +271,8 @@ class AsgiExchange:
 
         Over TLS, each slice is written in pieces, because the transport's buffer for encrypted bytes grows to the size
         of the largest write and never shrinks. The event loop runs between two writes, so that other connections get
-        their turn and this method notices a disconnect.
-        """
-        write_bytes = _LARGE_BYTES if self._context.is_tls else RESPONSE_SLICE_BYTES
+        their turn and this method notices a disconnect."""
+        write_bytes = _LARGE_BYTES if self._context.is_tls else RESPONSE_SLICE_BYTES  # largest size of one write
         try:
             for slice_start in range(0, len(body), RESPONSE_SLICE_BYTES):
                 slice_end = min(slice_start + RESPONSE_SLICE_BYTES, len(body))

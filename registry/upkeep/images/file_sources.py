@@ -155,7 +155,7 @@ class TarSource:
         self._members: dict[str, tarfile.TarInfo] = {}
         with _convert_read_errors(self.label):
             for member in archive.members():
-                member.name = posixpath.normpath(member.name)  # one string in memory, also as the key
+                member.name = posixpath.normpath(member.name)  # the key is the same string, which saves memory
                 self._members[member.name] = member
 
     def size(self, name: str) -> int | None:

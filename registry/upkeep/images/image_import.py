@@ -76,9 +76,9 @@ async def import_images(
 ) -> JSON:
     """Imports all images of the file. Returns the numbers of images, manifests, blobs and problems, and the number of
     uploaded bytes. A *problem* is an image that is not stored under one of its names, for one of two reasons:
-    - An immutable tag of this name points at another image.
-    - A stored manifest of the image would get another media type, and an immutable tag points at the manifest or at an
-      index that contains it.
+    - The name has an immutable tag, which points at another image.
+    - The repository has a manifest of the image, but with another media type. The import must not change this media
+      type, because an immutable tag points at the manifest or at an index that contains it.
 
     - `name`: the name under which to import; None: the names in the file.
     - `records`: reads tags and sizes of blobs from the store, and records what was imported.
@@ -248,8 +248,8 @@ class _Importer:
         while remaining:
             storable = [tree for tree in remaining if tree.root.subject in self._stored]
             if not storable:
-                # Referrers of refused manifests are refused last. A refused manifest may itself be a referrer that this
-                # loop stores without a tag. Then the loop also stores the referrers of this manifest.
+                # A refused image can itself be a referrer. This loop may then store the image without a tag, and its
+                # referrers after it. So referrers of refused manifests are refused only when nothing is storable.
                 refused_now = [tree for tree in remaining if tree.root.subject in self._refused]
                 if refused_now:
                     self._refused.update(tree.root.digest for tree in refused_now)
@@ -290,7 +290,8 @@ class _Importer:
         for digest in tree.manifests:
             self._stored.setdefault(digest, set()).add(repo)
         self.manifests += len(tree.manifests)
-        if changed_tags:  # now, because retention counts this record as a pull and may run before the import ends
+        if changed_tags:
+            # Recorded at once, so that retention counts the image as pulled even if it runs before the import ends.
             await self._records.record_import(repo, tree.root.digest)
         self._changed_tags += ((tag, repo, tree.root.digest) for tag in changed_tags)
 

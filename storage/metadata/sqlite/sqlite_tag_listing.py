@@ -45,8 +45,11 @@ from storage.tag_listing import (
 _MAX_BLOB_ROWS: Final = 100_000
 """Largest number of references to blobs that one call reads to add up sizes. To read them takes about 0.2 s."""
 _MAX_REFERRERS: Final = 20
-"""Largest number of referrer tags that are read for one manifest. Also the largest number of its Sigstore bundles, and
-of the artifact types of its referrers."""
+"""For one manifest, at most this number of each of the following is read:
+
+- its referrer tags;
+- its referrers that are Sigstore bundles;
+- the distinct artifact types of its referrers."""
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _MATCHES: Final = f"""
  WHERE repository = ?1 AND (?2 = '' OR instr(lower(name), ?2) > 0)

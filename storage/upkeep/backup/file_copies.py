@@ -180,7 +180,7 @@ class FileCopier:
             value = await entering
         except asyncio.CancelledError:
             # The task gets a cancellation only after the call has ended (`UncancellableFuture`), so the call may have
-            # entered `resource`. `exception()` raises an error for a future that is not done.
+            # entered `resource`. `done()` is only a safeguard: `exception()` fails if the future is not done.
             if entering.done() and entering.exception() is None:
                 await self.run(lambda: resource.__exit__(None, None, None))
             raise
@@ -237,8 +237,8 @@ class FileCopier:
             self._system.unlink(temporary)
 
     def _link_or_clone(self, fd: int, path: Path) -> bool:
-        """Creates `path` as a link to the open file `fd` or as a clone of it. Returns False if neither is allowed and
-        possible."""
+        """Creates `path` as a link to the open file `fd`, if a link is allowed and possible. Otherwise creates a clone
+        of the file, if a clone is allowed and possible. Returns whether it has created a link or a clone."""
         if self._may_link:
             try:
                 with suppress(FileNotFoundError):

@@ -39,7 +39,8 @@ from storage.upkeep.backup.file_copies import BlobDamaged, BlobForbidden, FileCo
 from storage.upkeep.reporter import Reporter
 
 DAMAGED_IN_BACKUP: Final = "it was missing or damaged in the backup"
-"""The restored registry records the blobs that it lacks as damaged, with this reason."""
+"""If the backup lacks the correct bytes of a blob, the restored registry records the blob as damaged, with this
+reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ async def restore_backup(
                 partial(find_foreign_snapshots, snapshots, backups, snapshot.name, stored_snapshots)
             )
             if foreign:
+                # "that of this backup" ends the words "of another registry than", and means the registry of `snapshot`.
                 reason = f"restoring {snapshot.name}; {foreign_warning(backups, foreign, 'that of this backup')}"
                 reporter.step("warning", reason=reason)
         stack.enter_context(_locked_data_dir(layout, snapshot.name, system))
@@ -289,7 +291,7 @@ class _Restore:
                 await self._copier.copy_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
         except BlobDamaged as error:
             is_forbidden = isinstance(error, BlobForbidden)
-            if is_forbidden or blob.place:  # otherwise the database already records the blob as damaged
+            if is_forbidden or blob.place:  # `place` is empty if the database already records the damage
                 (self._handled.forbidden if is_forbidden else self._handled.damaged).append(blob.digest)
                 self._reporter.step("damaged", digest=blob.digest, size=blob.size, reason=str(error))
         else:

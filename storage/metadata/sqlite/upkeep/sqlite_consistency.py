@@ -147,8 +147,8 @@ def _check_database(db: apsw.Connection) -> list[Problem]:
 def _damage_texts(db: apsw.Connection) -> list[str]:
     """Returns the damage messages of SQLite, one for each error."""
     texts: list[str] = []
-    # A connection remembers the list of the segments (parts) of a full-text index. The check with an old list would
-    # report segments as missing that another connection has merged.
+    # A connection remembers the list of the segments (parts) of a full-text index. The list is old if another
+    # connection has merged segments. The check with an old list would report the merged segments as missing.
     index_tables.reload_segment_lists(db)
     try:
         for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):
