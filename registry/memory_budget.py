@@ -48,8 +48,8 @@ class Share:
 
     - `size`: the number of bytes that the request holds in memory.
     - `key`: identifies the object in memory that has the bytes, such as a cached manifest. Shares with the same key
-      hold the same object, and the budget counts the object only once. Each of these shares must grow to the size of
-      the object. None: no other share holds the object.
+      hold the same object, and the budget counts the object only once. Each request must grow its own share to the size
+      of the object, even if another share holds the object already. None: no other share holds the object.
     - `client`: the client that sends or receives the bytes. None: no limit for a client applies.
     - `counted_for_client`: the number of bytes that the share counts for the limit of its client, including the bytes
       that the share waits for.
@@ -273,8 +273,9 @@ class MemoryBudget:
 
     def _cut_off_slow_requests(self) -> None:
         """Cuts off requests whose last progress is more than `slow_seconds` ago, beginning with the earliest progress.
-        Stops when these requests hold enough bytes for all shares of one queue, or after `MAX_CUT_AT_ONCE` requests.
-        The queue is that of the large shares if a large share waits, otherwise that of the small shares.
+        The bytes are for the queue of the large shares if a large share waits, otherwise for the queue of the small
+        shares. Stops when the requests that this call has cut off hold enough bytes for all shares of that queue, or
+        when this call has cut off `MAX_CUT_AT_ONCE` requests.
 
         While a share waits, the event loop calls this again every `CUT_INTERVAL_SECONDS`."""
         self._timer = None

@@ -58,7 +58,7 @@ class ManagementComponents:
     - `repository_browser` reads the content of repositories to show it to people. `downloads` limits how many images
       are downloaded at the same time.
     - `content_searches` searches the content for callers.
-    - `cross_site` refuses requests that a web page of another site makes a browser send.
+    - `cross_site` refuses requests that a browser sends on behalf of a web page of another site.
     """
 
     administration: Administration

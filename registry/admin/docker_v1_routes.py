@@ -14,7 +14,7 @@ and the image search of NAS systems (network storage). Pushes and pulls use `/v2
   `/v2/_catalog` with its login.
 
 If a search without a login finds nothing, this registry answers 401, so that the client sends its login. A registry
-without accounts answers with an empty page instead.
+without accounts (`is_registry_open`) answers with an empty page instead.
 """
 
 from __future__ import annotations

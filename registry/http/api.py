@@ -114,8 +114,8 @@ class DistributionAPI:
         - `service`: the name of this registry in the challenges of 401 responses.
         - `rate_limit`: counts the requests of each client.
         - `answer_cache`: the response cache.
-        - `cross_site`: refuses requests that a page of another site makes a browser send. None: the check uses the host
-          of `public_url` as the only host name, and assumes that the registry has no accounts.
+        - `cross_site`: refuses requests that a browser sends on behalf of a page of another site. None: the check uses
+          the host of `public_url` as the only host name, and assumes that the registry has no accounts.
         - `body_memory`: the memory budgets of the worker. None: new budgets with the default sizes.
         - `count_pull`: counts each pull of a manifest, including pulls that get a cached response.
         - `read_history`: reads the history of a tag for the current request.
@@ -263,5 +263,6 @@ class DistributionAPI:
 
 
 def _same_credential_key(authorization: Sequence[bytes], address: str) -> bytes:
-    """Returns the same key for every request. Without an authenticator, all requests have the same rights."""
+    """Returns the credential key of a request in a registry without an authenticator: one constant, because all
+    requests have the same rights."""
     return b""

@@ -1,5 +1,6 @@
 """Texts that say why a key in the settings of a CNCF Distribution registry has no counterpart in this registry, or what
-to do instead. In the texts, "here" means: in this registry."""
+to do instead. In the texts, "here" means: in this registry. After "set", the texts name settings of this registry, such
+as `delete` and `read_only`."""
 
 from __future__ import annotations
 

@@ -36,8 +36,9 @@ class BlobSizeWrong(UpstreamUnavailable):
 
 
 class BlobLengthWrong(BlobSizeWrong):
-    """The upstream's response did not state the size of the blob, and was shorter or longer than the expected size. The
-    `BlobSink` has got bytes, possibly the bytes of an error page."""
+    """The case of `BlobSizeWrong` that is found only while the bytes arrive: the upstream's response did not state the
+    size of the blob, and was shorter or longer than the expected size. The `BlobSink` has got bytes, possibly the bytes
+    of an error page."""
 
 
 class BlobSizeUnknown(UpstreamUnavailable):
@@ -150,8 +151,8 @@ class UpstreamClient(Protocol):
         self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
     ) -> Manifest:
         """Returns a manifest. Raises ManifestUnknown; UpstreamUnavailable also if the bytes do not match the digest.
-        `memory`: a scope. A large manifest counts in this client's memory budget until the `with` block of the scope
-        ends. If `memory` is None, it counts until the response is received."""
+        Each `UpstreamClient` has its own memory budget. A large manifest counts in this budget until the `with` block
+        of `memory` ends. If `memory` is None, the manifest counts until the response is received."""
         ...
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
@@ -172,8 +173,8 @@ class UpstreamClient(Protocol):
         does not have the blob, asks the next endpoint, unless the sink was already called.
 
         - `avoid`: endpoints that are asked only if no other endpoint has the blob.
-        - `untrusted`: endpoints whose bytes the sink does not accept. They are asked last. If one of them has the blob,
-          `sink.begin` raises an error.
+        - `untrusted`: endpoints whose bytes the sink does not accept. They are asked last, and only to find out whether
+          they have the blob. If one of them has the blob, `sink.begin` raises an error.
         - `expected_size`: the size of the whole blob in bytes, used if the response does not state the size. If
           `expected_size` is None, a response without the size is refused.
 

@@ -227,9 +227,12 @@ class WorkerReporter:
 
 
 def read_worker_reports(data: Path) -> list[WorkerReport]:
-    """Returns the last report of each worker process that serves the data directory, sorted by `started`. If a process
-    has two reports, because it reloads its settings, returns only the report of the application with the new settings.
-    Blocks. Raises OSError."""
+    """Returns the last report of each worker process that serves the data directory, sorted by `started`. Blocks.
+    Raises OSError.
+
+    After a reload of the settings, a process can run two applications: one with the new settings, and one with the old
+    settings, which finishes its requests. Each application writes a report. For such a process, returns only the report
+    of the application with the new settings, which started later."""
     reports: dict[int, WorkerReport] = {}
     for report_json in read_all_reports(layout_of(data)):
         with suppress(ValidationError):  # another version of the program wrote this report

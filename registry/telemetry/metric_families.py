@@ -133,7 +133,8 @@ class CellPlan:
         return first_cell
 
     def add_source(self, source: int, *cells: int) -> None:
-        """Makes `add_to_series` add the number in the cell `source` to `cells`, none of which may be a source."""
+        """Makes the cell `source` a source, whose number `add_to_series` adds to each of `cells`. `cells`: cells of
+        series. None of them may be a source."""
         self._sources.append((source, cells))
 
     def add_to_series(self, totals: list[float]) -> list[float]:

@@ -87,8 +87,9 @@ class Telemetry:
         return collectors
 
     def start_worker(self) -> None:
-        """Makes this process count in a column of its own (a part of the shared memory). If OpenTelemetry is
-        configured, starts to send traces and metrics. A second call in the same process does nothing."""
+        """Claims a *column* for this process: the part of the shared memory that holds the counts of this process. If
+        OpenTelemetry is configured, starts to send traces and metrics. A second call in the same process does
+        nothing."""
         if self._counting_pid == os.getpid():
             return
         self._counting_pid = os.getpid()

@@ -33,8 +33,9 @@ class EncryptedFileSender:
     """Sends a file, or a part of one, to one client over TLS. Create an object for each call of `run`."""
 
     is_blocked = False
-    """Always False. Over TLS, the connection finds out from the transport's write buffer and the kernel's TCP state
-    whether it waits for the client."""
+    """Whether the sender itself waits until the socket is writable, as `FileSender` does without TLS. Always False over
+    TLS, because the transport writes to the socket. The connection then finds out from the transport's write buffer and
+    the kernel's TCP state whether it waits for the client."""
 
     def __init__(self, context: ConnectionContext, file: int, before_write: Callable[[int], None]) -> None:
         """`file` is a file descriptor open for reading. The sender does not close it. Before the sender gives bytes to
@@ -53,8 +54,8 @@ class EncryptedFileSender:
         """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._just_read_up_to = 0
         """Offset up to which a thread has read the file for this sender. The event loop reads the bytes before this
-        offset without checking the page cache: while memory is scarce, a check could make threads read the same bytes
-        again and again."""
+        offset without checking the page cache. While memory is scarce, the kernel can drop the pages before the event
+        loop reads them. After a check, a thread would then have to read the same bytes again, possibly many times."""
         self._reading: asyncio.Future[None] | None = None
         """Done when a thread has read the bytes for which the sender waits. None: the sender waits for no thread."""
         self.unsent_bytes = 0
@@ -123,8 +124,9 @@ class EncryptedFileSender:
             await asyncio.sleep(0)  # the transport writes to the socket, and other connections get their turn
             await flow.flush()
             self._share.close()  # gives the bytes back to the budget; the share can grow again
-            # `discards_writes` is also True if the client has only shut down its sending side. This is no error after
-            # the last piece, because the client may have received everything.
+            # `discards_writes` is also True if the client has shut down only its sending side. After the last piece,
+            # such a shutdown is no error, because the client may have received everything. So after the last piece,
+            # only `is_closing` counts.
             is_disconnected = flow.discards_writes() if offset < end_offset else transport.is_closing()
             if is_disconnected:
                 raise ClientDisconnected

@@ -43,8 +43,10 @@ class Extents:
         if start < stop:
             bounds = self._bounds
             low, high = bisect_left(bounds, start), bisect_right(bounds, stop)  # `bounds[low:high]` is replaced
-            # `start` becomes a bound, unless an extent that begins before `start` reaches or contains it. `stop`
-            # becomes a bound, unless an extent that ends after `stop` begins at `stop` or contains it.
+            # - `low` is odd if an extent begins before `start` and ends at or after `start`. The merged extent then
+            #   begins where this extent begins, so `start` does not become a bound.
+            # - `high` is odd if an extent begins at or before `stop` and ends after `stop`. The merged extent then ends
+            #   where this extent ends, so `stop` does not become a bound.
             bounds[low:high] = [start] * (low % 2 == 0) + [stop] * (high % 2 == 0)
 
     def remove(self, start: int, stop: int) -> None:
@@ -52,8 +54,10 @@ class Extents:
         if start < stop:
             bounds = self._bounds
             low, high = bisect_left(bounds, start), bisect_right(bounds, stop)  # `bounds[low:high]` is replaced
-            # An extent that contains the position before `start` then ends at `start`. An extent that contains `stop`
-            # then begins at `stop`.
+            # - `low` is odd if an extent begins before `start` and ends at or after `start`. This extent keeps its
+            #   part before `start`, so `start` becomes a bound.
+            # - `high` is odd if an extent begins at or before `stop` and ends after `stop`. This extent keeps its part
+            #   from `stop` on, so `stop` becomes a bound.
             bounds[low:high] = [start] * (low % 2) + [stop] * (high % 2)
 
     def gaps(self, start: int, stop: int) -> list[Extent]:

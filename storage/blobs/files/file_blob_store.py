@@ -180,8 +180,8 @@ class FileBlobStore:
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:
         """Returns the sessions that have a directory, and when each last changed (seconds since 1970). Corrects times
-        in the future (`repair_write_time`). Leaves out sessions that `discard_upload` keeps because the disk cannot
-        read their directory or file."""
+        in the future (`repair_write_time`). Leaves out a session if the disk cannot read its directory or file:
+        `discard_upload` would keep the session."""
 
         def scan() -> list[tuple[UploadID, float]]:
             uploads = []
@@ -202,10 +202,14 @@ class FileBlobStore:
         return LinkedFile(self._disk, fd, digest, size)
 
     async def remove(self, place: str) -> None:
-        """Deletes a blob by moving its file to the trash directory. Does nothing if `place` is empty (the bytes are
-        missing or damaged) or the inode of the file cannot be read. Raises DataDirectoryReplaced, and removes nothing,
-        if the path of the data directory no longer leads to the directory that this process opened: the file could
-        belong to another data directory."""
+        """Deletes a blob by moving its file to the trash directory. Does nothing in three cases:
+
+        - `place` is empty. A blob has an empty place if its bytes are missing or damaged.
+        - There is no file at `place`.
+        - The inode of the file cannot be read.
+
+        Raises DataDirectoryReplaced, and removes nothing, if the path of the data directory no longer leads to the
+        directory that this process opened: the file could belong to another data directory."""
         if not place:
             return
         path = self._disk.layout.path_of(place)

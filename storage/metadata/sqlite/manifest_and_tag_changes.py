@@ -78,9 +78,9 @@ def put_manifest(
     manifest is recorded. `condition`: `If-Match` or `If-None-Match` for the first tag; ignored if there are no tags.
 
     A tag *needs* a manifest if it points at the manifest, or at an index that contains the manifest. If the media type
-    of a stored manifest would change, checks the tags that need the manifest. If there are too many tags to check here,
-    changes nothing and returns False. The caller then runs `NeedingTagsCheck.check_all`, and calls this function again
-    with the result as `checked_to`. Raises:
+    of a stored manifest would change, checks the tags that need the manifest. If there are too many, changes nothing
+    and returns False. The caller then runs `NeedingTagsCheck.check_all`, which checks them all, and calls this function
+    again with the result as `checked_to`: the id of the newest entry in the tag history when the check began. Raises:
 
     - PreconditionFailed: `condition` does not hold.
     - ManifestBlobUnknown: the repository lacks content of the manifest, and `sparse` is False.
@@ -158,7 +158,7 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
     missing, because clients fetch them from elsewhere.
 
     The *children* of an index are the entries of its list `manifests`. The repository must have each child as a
-    manifest. It may have a child in `manifest.blob_children` as a blob instead."""
+    manifest. If the child's digest is in `manifest.blob_children`, the repository may have it as a blob instead."""
     foreign = manifest.foreign
     blobs = {blob.digest for blob in manifest.blobs if blob.digest not in foreign}
     children = {child.digest for child in manifest.manifests}
@@ -226,7 +226,7 @@ def _update_manifest(
 
 def _add_manifest(db: apsw.Connection, repository: int, manifest: Manifest, pushed: float) -> int:
     """Stores a manifest that the repository does not have, and the digests that the manifest refers to. `pushed`: the
-    time of the last push to store. Returns the manifest's row id."""
+    time of the last push, which is stored in the manifest's row. Returns the manifest's row id."""
     manifest_id = db.execute(
         "INSERT INTO manifest "
         "(repository, digest, media_type, size, subject, artifact_type, annotations, pushed, body) "

@@ -141,8 +141,9 @@ class WriteAheadLog:
             self._reserve.spend(lambda: self.close_gaps(db), StorageFull)
 
     def shorten(self, db: apsw.Connection) -> None:
-        """Runs a checkpoint. If the log has at least `_restart_pages` pages, the checkpoint waits for the log's
-        readers. Logs errors instead of raising them."""
+        """Runs a checkpoint. If the checkpoint has copied the whole log, and no reader needs the log, the next commit
+        overwrites the log from its beginning. If the log has at least `_restart_pages` pages, the checkpoint waits for
+        the log's readers. Logs errors instead of raising them."""
         if self._pages < self._restart_pages:
             self.checkpoint(db)
             return

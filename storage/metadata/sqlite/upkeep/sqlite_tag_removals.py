@@ -27,9 +27,10 @@ SELECT t.name, r.digest, r.id FROM json_each(?2) j JOIN manifest m ON m.id = j.v
   JOIN tag t ON t.repository = ?1 AND t.name >= replace(m.digest, ':', '-')
    AND t.name < replace(m.digest, ':', '-') || '/' AND substr(t.name, length(m.digest) + 1, 1) IN ('', '.')
   JOIN manifest r ON r.id = t.manifest ORDER BY t.name LIMIT {MAX_REMOVED_TAGS}"""
-"""The referrer tags of the manifests ?2 (a JSON array of row ids): tags such as `sha256-….sig`, whose names begin with
-the digest of one of these manifests, with "-" instead of ":". "/" is the character after ".", so the range of
-names contains all tags that continue the digest with "."."""
+"""The referrer tags of the manifests ?2 (a JSON array of row ids). The name of a referrer tag is the digest of one of
+these manifests, with a hyphen instead of the colon. A suffix that begins with a dot may follow, as in `sha256-….sig`.
+The statement reads only a range of names: it begins at the name without a suffix, and ends before the same name with a
+slash at its end. The slash is the ASCII character after the dot, so the range contains all names with a suffix."""
 _MAX_ROUNDS: Final = 3
 """Largest number of rounds. Each round checks the manifests that lose a tag. It finds the manifests that become unused,
 and then the referrer tags of the unused manifests, which are removed too. The next round checks the manifests that the

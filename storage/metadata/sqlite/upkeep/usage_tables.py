@@ -10,7 +10,8 @@ inside a transaction that the caller commits.
 A scope can consist of all mirrored repositories of one upstream. While the functions count such a scope, they also add
 the manifests of its members to `cached_manifest`, the table of the candidates for eviction.
 
-Three columns of `usage_member` say how far a member is counted. NULL means that nothing is left to count or to add.
+Three columns of `usage_member` say up to which row a member is counted. In their names, "to" means "up to". NULL means
+that nothing is left to count or to add.
 
 - `links_to`: row id of the last blob whose link was counted. Links are counted in the order of these ids.
 - `tags_to`: name of the last tag that was counted.
@@ -35,8 +36,8 @@ BATCH_ROWS: Final = 500
 
 - `_delete_batch` deletes at most this many rows.
 - `_count_member` counts at most this many rows.
-- `count_batch` does not call `_count_member` again after the cost of its calls has reached this number. The cost of a
-  call is the number of rows that it counts, plus `_COUNT_CALL_COST`."""
+- `count_batch` adds up the costs of the calls of `_count_member`. The cost of a call is the number of rows that the
+  call counts, plus `_COUNT_CALL_COST`. When the sum has reached `BATCH_ROWS`, `count_batch` makes no further call."""
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
 _COUNT_CALL_COST: Final = 5
@@ -68,8 +69,9 @@ def configure(db: apsw.Connection, definitions: Sequence[ScopeDefinition]) -> No
                 "UPDATE usage_scope SET name = 'removed ' || id, prefixes = '[]', complete = 0 WHERE id = ?", (scope,)
             )
     for definition in definitions:
-        # In `excluded.max_bytes`, `excluded` is the row that SQLite did not insert, because the scope exists already.
-        # The column `excluded` has the prefixes of repositories that do not belong to the scope.
+        # The statement uses the name `excluded` for two things. In the list of columns, `excluded` is the column with
+        # the prefixes of repositories that do not belong to the scope. After ON CONFLICT, `excluded` is SQLite's name
+        # for the new row, which SQLite does not insert if the scope exists already.
         db.execute(
             "INSERT INTO usage_scope (name, prefixes, excluded, upstream, max_bytes, max_tags) "
             "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET max_bytes = excluded.max_bytes, "
