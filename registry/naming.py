@@ -106,8 +106,8 @@ class NamingRules:
         return repo if repo.startswith(f"{upstream}/") else RepositoryName(f"{upstream}/{repo}")
 
     def names_at_all_upstreams(self, name: str) -> tuple[RepositoryName, ...]:
-        """Returns one stored name for each upstream: that of the repository that `name` means at the upstream. Leaves
-        out stored names that would be too long."""
+        """For each upstream, returns the stored name of the repository that `name` means at this upstream. Leaves out
+        stored names that would be too long."""
         stored_names = []
         for upstream in self.upstreams:
             try:

@@ -78,8 +78,8 @@ class VersionedCache(Generic[V]):
         """Caches `value`. Does nothing if the value with its key is too large (`MAX_VALUE_DIVISOR`), or if the cache
         already has a value for the key.
 
-        - `size`: approximate size in bytes of the value and the key, without the texts in the key. `put` adds the size
-          of these texts.
+        - `size`: approximate size in bytes of everything in the cache entry except the texts in the key. `put` adds the
+          size of these texts (`_key_bytes`).
         - `version`: the version that the data had before the value was computed. If the data has another version now,
           `get` never returns the value."""
         if version != self.last_version:

@@ -131,9 +131,9 @@ class SecurityHeaders:
     """ASGI middleware that adds the security headers to the responses of `app`.
 
     `public_url`: the registry's URL for clients; None if the settings have no such URL. The HSTS header is sent only if
-    `public_url` is an https URL with the port 443. HSTS applies to all ports of a host name, and if the registry has
-    another port, other services on this host name may use http. Without `public_url`, the port is not known, because a
-    reverse proxy may remove it from Host."""
+    `public_url` is an https URL with the port 443. If the registry has another port, other services on the same host
+    name may use http. HSTS applies to all ports of a host name, so with HSTS, browsers could not reach these services.
+    Without `public_url`, the port is not known, because a reverse proxy may remove it from Host."""
 
     def __init__(self, app: ASGIApp, *, public_url: str | None) -> None:
         self._app = app

@@ -32,8 +32,8 @@ _MAX_CHILDREN_READ: Final = 500
 """At most this many children are read for one page. A *child* is a manifest that an index lists. The page does not show
 the sizes of further children."""
 _MAX_PAGE_BYTES: Final = 32 * 1024 * 1024
-"""At most this many bytes of manifests are read for one page, and at most this many bytes of the children of its
-indexes."""
+"""This limit applies twice to each page. At most this many bytes of the page's own manifests are read, and then at most
+this many bytes of the children of the page's indexes."""
 _MAX_ATTESTATIONS_READ: Final = 2
 """At most this many attestations by BuildKit are read for each index, to find out whether they contain an SBOM."""
 _BATCH: Final = 10

@@ -48,8 +48,11 @@ def split_commas(value: object) -> object:
 
 def _normalized_network(value: str) -> str:
     """Returns a network in its normal form. For an IP address, returns the network that contains only this address.
-    Raises ValueError for other text, for a network whose address has bits set after the prefix, and for a network that
-    contains every address, because the settings list networks to trust."""
+    Raises ValueError in these cases:
+
+    - The text is neither a network nor an IP address.
+    - The network's address has bits set after the prefix.
+    - The network contains every address. The settings list the networks to trust, so this would trust every address."""
     try:
         network = ip_network(value, strict=False)
     except ValueError:
@@ -82,9 +85,10 @@ def split_http_url(value: str, example: str, *, allow_query: bool = True, allow_
 
 
 def normalized_host(host: str) -> str:
-    """Returns a host name in the form in which host names are compared: in lower case, encoded for the DNS (IDNA
-    2008, like the HTTP clients), without a dot at the end. Returns an IPv6 address in lower case. Raises ValueError if
-    the name is empty or too long, has a character that `_HOST_CHARACTERS` does not match, or cannot be encoded."""
+    """Returns a host name in the form in which host names are compared: in lower case, without a dot at the end, and
+    encoded for the DNS if it is not ASCII. The encoding is IDNA 2008, which the library httpx2 also uses for its
+    requests. Returns an IPv6 address in lower case. Raises ValueError if the name is empty or too long, has a character
+    that `_HOST_CHARACTERS` does not match, or cannot be encoded."""
     host = host.lower()
     if len(host) <= MAX_HOST_LENGTH and not host.isascii():
         import idna  # imported here because most host names do not need its large tables

@@ -93,10 +93,15 @@ def _with_corrected_times(sightings: Sequence[Sighting], now: float) -> Sequence
 
 def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_new: bool) -> list[Sighting]:
     """Returns at most `MAX_SIGHTINGS` of the sightings: first the sighting that makes the served digest mature, then
-    the newest sightings.
+    the newest sightings. If there is no cooldown or no digest is served, returns only the newest sightings.
 
-    No other digest becomes mature by this. Only the first sighting of the result can seem to last longer than before,
-    and with `serves_new`, only its digest counts as mature. This digest is mature already."""
+    No digest becomes mature because sightings are left out:
+
+    - If there is no cooldown, all digests are mature already.
+    - If no digest is served, `serves_new` is False, and all sightings of the result last as long as before.
+    - Otherwise, only the first sighting of the result can seem to last longer, because sightings after it may be left
+      out. With `serves_new`, only its digest counts as mature. In both cases, its digest is the served digest, which is
+      mature already."""
     if len(sightings) <= MAX_SIGHTINGS:
         return sightings
     served = choose_digest(sightings, cooldown, now, serves_new=serves_new).candidates[:1]

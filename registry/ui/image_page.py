@@ -57,8 +57,10 @@ def parse_path(path: str) -> tuple[RepositoryName, Reference | None]:
 
 
 def repository_in(path: str) -> RepositoryName:
-    """Returns the repository in a path `NAME`. Raises NameUnknown if the path is not a valid name, or if a tag or
-    digest follows the name. Raises ManifestUnknown if this tag or digest is not valid."""
+    """Returns the repository in a path `NAME`. Raises one of two errors:
+
+    - NameUnknown: the name is not valid, or a valid tag or digest follows the name.
+    - ManifestUnknown: the name is valid, but a tag or digest that is not valid follows the name."""
     name, reference = parse_path(path)
     if reference is not None:
         raise NameUnknown("there is no repository with this name")
@@ -66,7 +68,7 @@ def repository_in(path: str) -> RepositoryName:
 
 
 def path_of(name: RepositoryName, reference: Reference | None) -> str:
-    """Returns the percent-encoded form of the path that `parse_path` parses into this name and reference."""
+    """Returns the percent-encoded path of a page: `NAME:TAG` or `NAME@DIGEST`; `NAME` if `reference` is None."""
     return quote(image_name(name, reference), safe="/:@")
 
 

@@ -37,9 +37,9 @@ _MIRRORED_ACTION_BITS: Final = (Action.PULL | Action.DELETE).value
 """The bits of the actions that clients can do on mirrored content: they can pull and delete it, but not push to it."""
 
 _MAX_MERGED_GRANTS: Final = 200
-"""If a grantee has at most this many grants, `Policy._merge` merges their patterns with those of other grantees. The
-name sets of a grantee with more grants are not merged, so that all `Rights` objects with these grants can share the
-name sets."""
+"""If a grantee has at most this many grants, `Policy._merge` merges their patterns with those of other grantees. If a
+grantee has more grants, `Policy._merge` uses the name sets of this grantee unchanged. Then all `Rights` objects that
+include the grants of this grantee share these name sets."""
 _GRANTS_PER_STEP: Final = 2_000
 """After reading this number of grants, `Policy.prepare` and `Policy.grants_on` let the event loop run other tasks."""
 _GRANTEE_COST: Final = 20
@@ -242,6 +242,7 @@ class Policy:
         for name in names:
             if principal.is_slow_to_match:
                 await asyncio.sleep(0)
+            # The repository to which clients push under a name is stored under the same name.
             allowed_on_pushed = Action(principal.action_bits(stored_name=name, requested_name=name))
             allowed_by_name[name] = allowed_on_pushed | await self._allowed_on_mirrored(principal, name)
         return allowed_by_name

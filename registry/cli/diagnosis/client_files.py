@@ -36,7 +36,8 @@ class FileUnusable(Exception):
 class ClientFiles:
     """Reads the files of one client program.
 
-    - `program`: the name of the client. It is also the `check` of each finding about a file.
+    - `program`: the name of the client. Each finding about a file has this name as the name of its check
+      (`Finding.check`).
     - `root`: the root directory of the client's file system, such as the mount point of a disk; `/` for this machine.
     - `home`: the home directory of the user who runs the client. It is a path on this machine, not relative to `root`.
       None: all files in a home directory count as missing."""

@@ -243,7 +243,7 @@ def _parse_tag_or_fail(text: str) -> tuple[RepositoryName, Tag]:
 def _parse_time_or_fail(text: str) -> float:
     """Returns the time of --at in seconds since 1970. Ends the command if `text` is neither of these:
 
-    - A duration, which means the time so long ago.
+    - A duration before now: `2h` means two hours ago.
     - A date and time, in local time if it has no time zone. If it has no fraction of a second, it means the end of the
       second, because `tag history` shows whole seconds."""
     import time

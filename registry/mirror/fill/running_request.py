@@ -14,8 +14,8 @@ from registry.mirror.fill.sinks import PieceSink, WholeSink
 from registry.mirror.fill.slot_holders import SLOW_SLOT_SECONDS
 
 UNATTENDED_FACTOR: Final = 3.0
-"""The factor for the slowness of a request for whose blob no client waits. Because of this factor, the limit for such a
-request is 5 s for 256 KiB instead of 15 s (`SLOW_SLOT_SECONDS`)."""
+"""If no client waits for the blob, the slowness of a request is multiplied by this factor. So the limit for the request
+is 5 s for 256 KiB instead of 15 s (`SLOW_SLOT_SECONDS`)."""
 
 
 class RunningRequest:
@@ -23,8 +23,8 @@ class RunningRequest:
 
     - `sink`: receives the response.
     - `is_new_connection`: whether the request is the first one of its connection.
-    - `has_share`: whether the request holds one of the limited shares of its repository
-      (`ConnectionSlots.repository_share`).
+    - `has_share`: whether the request holds a *share* of its repository (`ConnectionSlots.repository_share`). Each
+      repository has a limited number of shares, so that slow requests to one repository cannot keep all slots.
     - `cancel_scope`: a timeout around the request. `cancel` makes this timeout expire."""
 
     def __init__(
@@ -57,9 +57,15 @@ class RunningRequest:
         return seconds
 
     def cut_off(self) -> None:
-        """Cancels the request. The fill requests the missing bytes again later. But if that request would begin at the
-        same byte as this request, calls `Demand.give_up`, which ends the fill if all clients have left. Otherwise the
-        same bytes could be requested and cut off again and again."""
+        """Cancels the request. The fill requests the missing bytes again later.
+
+        Also calls `Demand.give_up`, which ends the fill if all clients have left, in these two cases:
+
+        - This request has received no new byte.
+        - The fill has to begin again at the first byte (`WholeSink`).
+
+        In both cases, the later request would begin at the same byte as this request. Without `give_up`, the same bytes
+        could be requested and cut off again and again."""
         if not self._sink.new_bytes or isinstance(self._sink, WholeSink):
             self._demand.give_up()
         self.cancel()

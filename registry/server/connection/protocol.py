@@ -38,8 +38,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     If the server ends the connection while the client could still be sending, the connection *lingers* (RFC 9112, 9.6):
     the server shuts down its sending side, reads for a short time and discards what it reads, and then closes the
-    connection. Over TLS it does not shut down its sending side, because asyncio and uvloop do not support this.
-    """
+    connection. Over TLS it does not shut down its sending side, because asyncio and uvloop do not support this."""
 
     _transport: asyncio.Transport
     _context: ConnectionContext
@@ -70,8 +69,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._is_evicted = False
         """Whether the connection was closed to make room for another connection."""
         self._max_small_buffer_bytes = sys.maxsize
-        """If the TLS transport's buffers have more bytes than this, the connection is counted as a connection with
-        large buffers (`LargeBufferLimit`). `sys.maxsize`: no TLS, or the connection is already counted."""
+        """If the TLS transport's buffers have more bytes than this, the connection is counted as one with large buffers
+        (`LargeBufferLimit`). `sys.maxsize` disables this: the connection has no TLS, or is already counted."""
 
     # Called by the transport
 
@@ -198,7 +197,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             if incomplete.response_started:
                 self._transport.abort()
             else:
-                # The exchange reports the request, as one that was cut off.
+                # When the task of the exchange ends, the exchange reports the request with this status and message.
                 incomplete.status, incomplete.refusal = refused.status, refused.message
                 self._write_error(refused, None)
 
@@ -256,10 +255,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def _finish(self, *, linger: bool) -> None:
         """Ends the connection when all written bytes were sent. `linger`: whether the client could still be sending.
-
         If the server closes a socket with unread data, the kernel resets the connection, and the client can lose the
-        response. With `linger`, the connection therefore lingers, and `check_timeouts` closes it.
-        """
+        response. With `linger`, the connection therefore lingers, and `check_timeouts` closes it."""
         if not linger:
             self._close()
             return
@@ -279,14 +276,16 @@ class RegistryProtocol(asyncio.BufferedProtocol):
                 self._transport.abort()
             self._close()
             return
-        if not self._reader.has_held_head:  # otherwise the next request has arrived; a later call ends the connection
+        # If the head of the next request has arrived, the next request is answered too. A later call of `shutdown` then
+        # ends the connection.
+        if not self._reader.has_held_head:
             self._active.keep_alive = False
             self._reader.is_finished = self._reader.is_finished or not self._active.body.has_more
 
     def retire(self) -> None:
-        """Makes the connection close after one more response, whose head contains `Connection: close`. If the current
-        response has started or the next request has arrived, this is a later response. An idle connection stays open
-        until it has sent a response, because the client may be sending a request. May be called repeatedly."""
+        """Makes the connection close after a response whose head contains `Connection: close`: the current response if
+        it has not started and the next request has not arrived, otherwise a later response. An idle connection stays
+        open until it has sent a response, because the client may be sending a request. May be called repeatedly."""
         if self._is_lingering or self._active is None:
             return  # `on_request` makes the next response the last one
         if self._active.keep_alive and not self._active.response_started and not self._reader.has_held_head:
@@ -372,14 +371,15 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if not started:
             return Wait("first_byte", (0, 0), limits.head_seconds)
         idle = Wait("idle", (started, 0), limits.keep_alive_seconds)
-        # If the previous check found the same wait, all bytes were acknowledged then, and nothing was sent since.
+        # If the last check found the same `idle`, all bytes were acknowledged at that check. No request has begun since
+        # then, so the connection has sent nothing that could be unacknowledged.
         return self._current_tls_wait(0, idle) if self._context.is_tls and self._timeouts.has_changed(idle) else idle
 
     def _current_tls_wait(self, unsent: int, wait_if_sent: Wait | None) -> Wait:
         """Returns what a TLS connection is waiting for if it may have bytes to send. The progress is the number of
         bytes that the client's kernel has acknowledged, because the number of buffered encrypted bytes is unknown.
         `unsent`: number of bytes in the write buffer. `wait_if_sent`: the result if the client's kernel has
-        acknowledged all bytes. None: a wait `linger`."""
+        acknowledged all bytes. If `wait_if_sent` is None, the result is then a `Wait` with the reason `linger`."""
         acknowledged, unacknowledged = tcp_progress(self._transport.get_extra_info("socket"))
         if unsent or unacknowledged:
             return Wait("send", (acknowledged, unacknowledged), self._limits.send_idle_seconds)

@@ -119,8 +119,9 @@ class BodyBuffer:
         return self.parse_other_memory(self._buffer[start : self._filled_bytes])
 
     def parse_other_memory(self, data: memoryview) -> tuple[list[memoryview], memoryview]:
-        """Parses `data`, which need not be in the memory that `get_memory` returned. If there are unparsed bytes, adds
-        `data` to them and parses nothing. Returns and raises the same as `parse_received`."""
+        """Parses `data`, which may be in other memory than `get_memory` returned: for example, bytes of the body that
+        arrived together with the head. If there are unparsed bytes, adds `data` to them and parses nothing. Returns and
+        raises the same as `parse_received`."""
         self._unparsed.append(data)
         return self.parse_unparsed() if len(self._unparsed) == 1 else ([], memoryview(b""))
 

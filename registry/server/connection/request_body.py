@@ -44,8 +44,8 @@ class RequestBody:
         waits for a 100 (Continue) response before it sends the body."""
         self._context = context
         self._is_changed = length == 0
-        """Whether the next call of `receive` returns without waiting, because pieces or the body's end have been
-        received, or the body has been closed."""
+        """Whether the body has changed since the application last took pieces: further pieces or the body's end have
+        been received, or the body has been closed. If so, the next call of `receive` returns without waiting."""
         self._change_event: asyncio.Event | None = None
         """Set while `_is_changed` is True. None until `receive` has to wait for the first time."""
         self.is_closed = False
@@ -110,8 +110,8 @@ class RequestBody:
         self._set_changed()
 
     def finish(self) -> None:
-        """Called when the whole body has been received. Resumes reading from the socket. While reading is paused,
-        the server does not notice a disconnect."""
+        """Called when the whole body has been received. Resumes reading from the socket, because the server does not
+        notice a disconnect while reading is paused."""
         self.has_more = False
         self.remaining_bytes = 0
         self.buffer = None

@@ -1,9 +1,10 @@
 """Limits the memory of a worker's TLS connections.
 
-The event loop's TLS transport has two buffers for each connection: one for the bytes that it reads from the socket, and
-one for encrypted bytes that the connection's protocol object has not taken yet. The buffers grow when a client sends
-much at once, such as the body of a push. Together they can grow to 0.75 MiB, and they do not shrink before the
-connection is closed. A client needs no login to make them grow.
+The event loop's TLS transport has two buffers for each connection, both for encrypted bytes from the client. The
+transport reads bytes from the socket into the *read buffer*. The *encrypted buffer* then keeps the bytes until the
+transport decrypts them for the connection's protocol object. The buffers grow when a client sends much at once, such as
+the body of a push. Together they can grow to 0.75 MiB, and they do not shrink before the connection is closed. A client
+needs no login to make them grow.
 
 So each worker limits the number of its TLS connections, and the number of its TLS connections with large buffers.
 `tls_limits` computes both limits.
@@ -25,17 +26,17 @@ TLS_CONNECTION_BYTES: Final = 128 * KIB
 """Approximately the largest amount of memory that a TLS connection with small buffers takes. A new connection takes 45
 KiB. After the server has sent a blob or another large response, the connection takes about 130 KiB."""
 LARGE_CONNECTION_BYTES: Final = 768 * KIB
-"""Largest amount of memory that large buffers add to `TLS_CONNECTION_BYTES`: 256 KiB for the bytes that are read from
-the socket, and 512 KiB for the encrypted bytes."""
+"""Largest amount of memory that the large buffers of one connection take in addition to `TLS_CONNECTION_BYTES`: 256 KiB
+for the read buffer, and 512 KiB for the encrypted buffer."""
 LARGE_READ_BYTES: Final = 18 * KIB
 """A connection may have large buffers after they have held more bytes than this at once. This is slightly more than the
 largest TLS record (RFC 8446, 5.2), and more than a request without a large body."""
 MAX_EXAMINED: Final = 100
-"""Largest number of connections that a *short* search for a silent connection examines. A *long* search examines more:
-all connections if necessary. Examining a connection takes up to ten microseconds.
+"""Largest number of connections that a *short* search examines. A *long* search examines more: all counted connections
+if necessary. Examining a connection takes up to ten microseconds.
 
-`registry.server.gate.connection_limit.SilentConnectionKind` lists the kinds of *silent* connections, such as idle
-ones."""
+Both searches look for a *silent* connection: one without a request, or one whose request makes no progress
+(`registry.server.gate.connection_limit.SilentConnectionKind`)."""
 LONG_SEARCH_SECONDS: Final = 0.25
 """Shortest time between two long searches. Searches between them are short."""
 _MEMORY_DIVISOR: Final = 8
