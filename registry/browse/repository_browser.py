@@ -108,7 +108,7 @@ class RepositoryBrowser:
         (`registry.browse.stored_content`). `live` is the registry that clients use, with mirrors."""
         self._registry = registry
         self._live = live
-        # The error text of TooManyRequests contains "answers" or "lists".
+        # The second argument is a word for the error text of TooManyRequests.
         self._reads = VisitorLimits(_READ_LIMITS, "answers")
         self._lists = VisitorLimits(_LIST_LIMITS, "lists")
         self.answer_memory_limit = AnswerMemoryLimit(_MAX_ANSWER_BYTES)

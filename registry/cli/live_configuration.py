@@ -39,9 +39,14 @@ class LiveConfiguration:
         self._proposed: tuple[Proposal, Settings] | None = None
 
     def propose(self) -> Proposal:
-        """Reads and checks the settings, and the files for logins that they name, such as the htpasswd file. Returns
-        the settings as a proposal, which takes effect when `accept` is called. Raises ChangeRefused if the settings or
-        a file cannot be used, or if a changed setting cannot take effect in a reload."""
+        """Reads the settings and checks them. Also checks the files that the settings name for logins, such as the
+        htpasswd file. Returns the settings as a proposal, which takes effect when `accept` is called. Raises
+        ChangeRefused in these cases:
+
+        - The settings or a file for logins cannot be used.
+        - A changed setting cannot take effect in a reload.
+        - Other machines could use the server without a login, and the setting `insecure_open` does not allow this.
+        - The store cannot be read."""
         try:
             settings = load_settings(self._flags, self._file).settings
         except ConfigError as error:
@@ -89,8 +94,10 @@ class LiveConfiguration:
             yield name, "start" if is_overlapping else effect
 
     def _check_logins(self, settings: Settings) -> None:
-        """Checks the files for logins, and whether everybody could use the server, as the start of the server does.
-        Raises ChangeRefused."""
+        """Makes two checks that the start of the server also makes. Raises ChangeRefused if a check fails:
+
+        - The files and settings for logins can be used.
+        - Other machines cannot use the server without a login, unless the setting `insecure_open` allows this."""
         from registry.auth.assembly import check_auth_files
         from registry.auth.external.openid_settings import ProviderInvalid
         from registry.auth.password.htpasswd import HtpasswdError

@@ -27,8 +27,10 @@ log = logging.getLogger("registry")
 def prepare_server(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -> tuple[ListenerOptions, bool]:
     """Prepares the start of the server: makes the process run as the user who owns the data directory, creates the data
     directory if it is missing, and checks the settings and files for TLS and for logins. Returns the listener's options
-    and whether clients must log in. Ends the command with an error message if a check fails. Logs a warning if the
-    state of an unfinished hash cannot be saved: each pushed blob is then hashed twice.
+    and whether clients must log in. Ends the command with an error message if a check fails.
+
+    Also checks whether this Python can save the state of an unfinished hash. An upload saves this state between its
+    requests. If the state cannot be saved, logs a warning: each pushed blob is then hashed twice.
 
     - `bound_to_loopback`: see `check_open_to_everyone`.
     - `may_migrate`: whether data of an older version may be migrated. If False, data of another version is an error.

@@ -22,17 +22,17 @@ SLOT_POLL_SECONDS: Final = 1.0
 """Time between two attempts of a process to get the slot while another process holds it. The slot becomes free when
 the other process stops its delivery or ends."""
 CANCEL_AGAIN_SECONDS: Final = 1.0
-"""`aclose` cancels the delivery task, and cancels it again each time that the task is still running after this time. A
-cancelled task goes on running if an error in the task has replaced the CancelledError."""
+"""Time after which `aclose` cancels the delivery task again if the task has not ended. One cancellation may not be
+enough: the CancelledError is lost if another error in the task replaces it. The task can then go on running."""
 TIDY_SECONDS: Final = 10.0
 """Time between two checks whether the outbox exceeds its limits."""
 log = logging.getLogger("registry.events")
 
 
 def event_readers(settings: Settings) -> list[EventReader]:
-    """Returns the *readers* that the settings define, each with the events that it wants. Each webhook is a reader. The
-    list of events that the management API shows is a reader with the name `LIST_READER`, if the settings keep this
-    list."""
+    """Returns the *readers* that the settings define: the receivers of events, each with the events that it wants. Each
+    webhook is a reader. The management API shows a list of events. If `settings.events.keep` (seconds) is above 0, this
+    list also counts as a reader, with the name `LIST_READER`."""
     readers = [
         EventReader(webhook.name, frozenset(webhook.actions), tuple(webhook.repositories))
         for webhook in settings.webhook
@@ -159,6 +159,7 @@ async def _keep_tidy(
     events = settings.events
     while True:
         now = clock()
+        # `events.keep`: seconds for which events are kept for the list of the management API.
         limits = EventLimits(now - events.keep, events.keep_max, events.max_pending, events.max_dead, now)
         try:
             for dropped in await outbox.tidy(limits):

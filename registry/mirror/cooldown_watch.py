@@ -32,8 +32,8 @@ MIN_INTERVAL_SECONDS: Final = 60.0
 MAX_INTERVAL_SECONDS: Final = 3600.0
 """Longest interval between rounds."""
 FIRST_ROUND_SECONDS: Final = 60.0
-"""Longest time until the first round of a process. It is short, because each reload of the settings starts this time
-again, and a server that often reloads its settings must still run rounds."""
+"""Longest wait before the first round of a process. Each reload of the settings starts this wait anew. The wait is
+short, so that a server that often reloads its settings still runs rounds."""
 TAKEOVER_POLL_SECONDS: Final = 15.0
 """Longest time between two attempts to become the watching process."""
 log = logging.getLogger("registry.mirror")

@@ -17,8 +17,9 @@ from storage.upkeep.job_runner import JobContext, Work
 def backup_arguments(
     target: Path, keep: int | None, *, verify: bool, may_link: bool = True, ignores_earlier_backups: bool = False
 ) -> dict[str, JSON]:
-    """Returns the arguments of a job that makes a backup (see `BackupOptions`). The job fails if the disk with the
-    earlier backups to `target` is not mounted. With `ignores_earlier_backups`, the job does not check the disk."""
+    """Returns the arguments of a job that makes a backup in the directory `target` (see `BackupOptions`). If earlier
+    backups were made there, they may be on a disk that is not mounted now. The job then fails. With
+    `ignores_earlier_backups`, the job does not check this."""
     return {
         "target": str(target.absolute()),
         "keep": keep,

@@ -49,7 +49,7 @@ class Breaker:
 
     @property
     def is_closed_after_failures(self) -> bool:
-        """Whether the breaker is closed and has counted at least one failure."""
+        """Whether the breaker has counted at least one failure, but too few to open: it is still closed."""
         return self._failures > 0 and not self.is_tripped
 
     @property

@@ -33,8 +33,8 @@ A suspect endpoint has three breakers, so that failing repositories do not delay
 
 The last two breakers allow several trials at a time, and open again only after several trials without a response.
 
-As soon as any request works, the endpoint is no longer suspect. Each closed own breaker then becomes half-open: one
-trial may be sent immediately. If the trial fails, the breaker opens.
+As soon as any request works, the endpoint is no longer suspect. An own breaker that is still closed, after too few
+failures to open it, then becomes half-open: one trial may be sent immediately. If the trial fails, the breaker opens.
 """
 
 from __future__ import annotations

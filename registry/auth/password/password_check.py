@@ -136,7 +136,8 @@ class PasswordCheck:
         stored_hash, identity = account_state = self._account_state(name, file)
         comparison, has_started_hashing = await self._compare(name, password, account_state, site_of(address))
         if not comparison.is_right or identity is None:
-            # Without a digest, the password may be right: the hashing has failed, or the stored hash is malformed.
+            # `comparison.digest` is a hash of the wrong password. It is empty if the hashing has failed, or if the
+            # stored hash is malformed. The password may then be right, so it is not cached as wrong.
             if comparison.digest:
                 until = self._clock() + WRONG_CACHED_SECONDS
                 self._wrong_cache.put(key, _WrongPasswordEntry(account_state, epoch, file.version, until))
@@ -159,8 +160,9 @@ class PasswordCheck:
         """Returns whether the store lacks the account `name`, and the htpasswd file cannot be read or has only invalid
         lines for it. Every password of the account is then refused, even the right one.
 
-        Failed logins to this account do not count for the client's address, because no guess can succeed. They count
-        for the account, so that the limits do not reveal whether the store has the account."""
+        Failed logins to this account do not count for the client's address, because no guess can succeed. But they
+        count for the account, as for an account in the store. Otherwise, a client would notice that this account is
+        not throttled, and would learn that the store does not have it."""
         return self._htpasswd is not None and file.may_have_unusable_line(name) and not self._is_in_store(name)
 
     def _is_in_store(self, name: AccountName) -> bool:
@@ -199,8 +201,9 @@ class PasswordCheck:
         hashes the same password, waits for the result of that hashing. Returns the result, and whether this call has
         started a hashing. `site`: the client's network as `site_of` returns it, by which the queue of hashings counts
         logins. Raises TooManyRequests if too many logins wait for hashing."""
-        # While the queue is full for this site, even a cached password gets 429. Otherwise a client could fill the
-        # queue and then guess passwords, without a counted failure: only a cached right password would not get 429.
+        # While the queue is full for this site, even a password in `_right_cache` gets 429. Otherwise a client could
+        # fill the queue and then guess passwords. A wrong guess would get 429, which does not count as a failure. A
+        # right guess would be accepted from the cache, so the client would find the password without being throttled.
         self._pool.check_queue(site)
         key = self._right_cache.key_of(name, password)
         entry = self._right_cache.get(key)

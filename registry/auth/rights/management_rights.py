@@ -112,8 +112,12 @@ class ManagementRights:
         self.check_may_end_sessions(session.account)
 
     def may_grant(self, pattern: NamePattern) -> bool:
-        """Returns whether the caller may give others rights on all names that `pattern` matches. A caller without an
-        account may grant nothing, even if a grant gives everyone the action `admin`."""
+        """Returns whether the caller may give others rights on all names that `pattern` matches.
+
+        - If `admin` is true, the caller may grant everything.
+        - Otherwise, a caller without an account may grant nothing. `grantable_names` can have names even for such a
+          caller, if there is a grant of the action `admin` to everyone. These names do not count.
+        - Otherwise, `grantable_names` decides."""
         return self.admin or (self.name is not None and self.grantable_names.covers(pattern))
 
     def check_may_grant(self, pattern: NamePattern) -> None:
@@ -135,8 +139,9 @@ def management_rights_of(principal: Principal) -> ManagementRights:
     """Returns the management rights of the caller that `principal` describes. A caller without an account may do
     nothing."""
     identity = principal.identity
-    # `used_token` does not include the tokens of trusted issuers. Such tokens belong only to robots, which
-    # `identity.robot` excludes below.
+    # `identity.token` is the id of an API token. `identity.access` has the actions that a bearer token of this registry
+    # grants. A token of another issuer sets neither of them. The account that logs in with such a token is always a
+    # robot, so `identity.robot` excludes it below.
     used_token = identity.token is not None or identity.access is not None
     is_stored = identity.version is not None
     return ManagementRights(

@@ -93,10 +93,10 @@ def print_hints(hints: Iterable[str]) -> None:
 
 
 def has_had_account(settings: Settings) -> bool:
-    """Returns whether the data directory has, or ever had, an account. Returns False if the directory has no data. The
-    data may be of an older version. If root runs the command, the process first becomes the user who owns the data
-    directory, and remains that user (`become_owner`). Ends the command with one line on stderr if the process cannot
-    become that user, or if the data cannot be read."""
+    """Returns whether the data directory has, or ever had, an account. Returns False if the directory has no data. Can
+    also read data of an older version, which is not migrated yet. If root runs the command, the process first becomes
+    the user who owns the data directory, and remains that user (`become_owner`). Ends the command with one line on
+    stderr if the process cannot become that user, or if the data cannot be read."""
     from registry.cli.data_owner import become_owner
     from storage import composition
 

@@ -23,8 +23,8 @@ async def refresh_reference(router: Router, stored: StoredRegistry, image: Image
     - For a tag, asks the upstream (the mirrored registry) what the tag points at now. Does not ask about a *frozen*
       tag, which stays at one digest.
     - For a digest, fetches the manifest if the manifest is not cached.
-    - Unblocks the blobs of the image. A blob is *blocked* at a URL of the upstream that has sent corrupt bytes for the
-      blob: the mirror does not request the blob from this URL.
+    - Unblocks the blobs of the image. If a URL of the upstream has sent corrupt bytes for a blob, the blob is *blocked*
+      at this URL: the mirror does not request the blob from this URL.
 
     Returns the result as a text for the user, with the number of unblocked blobs, and with the end of the digest's
     *cooldown* (a delay before a new digest is served). Raises the errors of `refresh_image`."""

@@ -228,9 +228,9 @@ def _hash_layer(source: FileSource, name: str) -> _Layer:
 
 
 def _decompress(decompressor: Any, data: bytes, uncompressed_hash: Any) -> Any:
-    """Decompresses `data` and adds the result to `uncompressed_hash`. Each step decompresses to at most `CHUNK_BYTES`.
-    Returns the decompressor for the data after `data`. It may be a new one, because a layer may consist of several gzip
-    members, and each member needs a new decompressor."""
+    """Decompresses `data`, which is the next piece of a layer, and adds the result to `uncompressed_hash`. Each step
+    decompresses to at most `CHUNK_BYTES`. Returns the decompressor for the piece that follows. It may be a new one,
+    because a layer may consist of several gzip members, and each member needs a new decompressor."""
     while data:
         uncompressed_hash.update(decompressor.decompress(data, CHUNK_BYTES))
         if decompressor.eof:

@@ -61,7 +61,7 @@ log = logging.getLogger("storage.metadata")
 
 class _StepResult(NamedTuple):
     """The result of one transaction. `is_deleted`: whether the transaction deleted the manifest. `checked_to`: the new
-    value of `ManifestDeletion._checked_to`."""
+    value of `ManifestDeletion._checked_to`, an id in the tag history or None."""
 
     is_deleted: bool
     checked_to: int | None
@@ -91,7 +91,8 @@ class ManifestDeletion:
         self._tags_check = NeedingTagsCheck(is_immutable, _denied)
         self._checked_to: int | None = None
         """Id of the entry of the tag history that was the newest at the last check. The check found no immutable tag
-        that needs the manifest. None: `NeedingTagsCheck.check_all` must run next if the manifest has many tags."""
+        that needs the manifest. Tags that were set after this entry are not checked yet. None:
+        `NeedingTagsCheck.check_all` must run next if the manifest has many tags."""
 
     async def run(
         self,
@@ -145,15 +146,18 @@ class ManifestDeletion:
         """Deletes the manifest and its tags. If the manifest has too many tags for one transaction, deletes only a
         portion of the tags. Deletes nothing if `NeedingTagsCheck.check_all` has to run first. Raises Denied if an
         immutable tag needs the manifest."""
-        # The time is read inside the transaction, so that a later deletion does not get an earlier time. With an
-        # earlier time, garbage collection could remove a blob that the copy of another deleted manifest still needs.
+        # The time is read inside the transaction, so that a later deletion does not get an earlier time. Otherwise, if
+        # two deleted manifests share a blob, the later deletion could add the blob to the queue of garbage collection
+        # with the earlier time. The blob could then be removed while the copy of the other manifest is still kept.
         now = self._clock()
         target = TargetManifest.find(db, self._repo, self._digest)
         is_checked = self._checked_to is not None
+        # If no check has run, and the manifest has more than `MAX_TAGS_WITHOUT_LOCK` tags, this step deletes nothing.
+        # `run` then takes the lock and calls `check_all` before the next step.
         max_tags = MAX_TAGS_PER_TRANSACTION if is_checked else MAX_TAGS_WITHOUT_LOCK
         tags = _first_tags(db, target, max_tags + 1)
         is_last = len(tags) <= max_tags
-        # `check` returns False if there are too many tags to check in one transaction.
+        # `check_in_transaction` returns False if there are too many tags to check in one transaction.
         if not ((is_last or is_checked) and self._tags_check.check_in_transaction(db, target, self._checked_to)):
             return _StepResult(is_deleted=False, checked_to=None)
         if is_last:

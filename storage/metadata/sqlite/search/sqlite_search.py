@@ -30,7 +30,10 @@ T = TypeVar("T")
 
 class SqliteSearch:
     """Implements `ContentSearch` and `SearchIndex` of `storage.content_search`, whose docstrings describe the methods.
-    Searches run one after the other, in a thread that only searches use."""
+    Searches run one after the other, in a thread that only searches use.
+
+    Content is *unindexed* if it is not in the index. A manifest is *incomplete* if it is in the index without all its
+    labels, because they could not be read when it was indexed."""
 
     def __init__(
         self,
@@ -100,8 +103,8 @@ class SqliteSearch:
         await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
 
     def _has_unindexed(self, db: apsw.Connection) -> bool:
-        """Returns whether some content is not in the index. Reads no table if there was no commit since a call that
-        returned False."""
+        """Returns whether some content is not in the index. If an earlier call returned False, and the database has not
+        changed since that call, returns False without reading a table."""
         version = self._data_version()
         if version != self._complete_version and not index_tables.has_unindexed(db):
             self._complete_version = version

@@ -109,8 +109,9 @@ class SqliteTagHistory:
         force: bool = False,
     ) -> TagMove:
         plan = await self._scans.run(lambda db: find_plan(db, repo, digest))
-        # Puts referrers back before their subjects. If the process dies between two batches, a repeated call can still
-        # find the remaining referrers: `find_plan` finds only the referrers of deleted manifests.
+        # Puts referrers back before their subjects (the manifests to which they refer). `find_plan` finds the referrers
+        # of a subject only while the subject is deleted. If the process dies between two batches, the subjects of the
+        # remaining referrers are still deleted, so a repeated call finds these referrers.
         batches = _batches([manifest for group in reversed(plan.referrer_groups) for manifest in group] + plan.required)
         referrers = [manifest for group in plan.referrer_groups for manifest in group]
         may_stay_deleted = frozenset(manifest.digest for manifest in referrers)
@@ -124,8 +125,9 @@ class SqliteTagHistory:
 
         def change(db: apsw.Connection) -> TagMove:
             restored_now = put_back(db, batches[-1])
-            # `put_back` skips a referrer if a manifest that the referrer lists comes later in `batches`. Tries one
-            # batch of the skipped referrers again, but no more, to keep the transaction short.
+            # A referrer can be an index. `put_back` has skipped such a referrer if a deleted manifest that the index
+            # lists comes later in `batches`. All batches are done now, so the skipped referrers are tried again. Only
+            # one batch of them is tried, to keep the transaction short.
             restored_so_far = {*restored, *restored_now}
             restored_now += put_back(
                 db, _batches([manifest for manifest in referrers if manifest.digest not in restored_so_far])[0]
