@@ -138,8 +138,9 @@ class Partial(Protocol):
 
     @property
     def owner_failures(self) -> PartialFailures:
-        """The failures that owners have reported so far. A new failure changes this value. Reading the property makes a
-        system call, and may raise StorageFailed."""
+        """The number of failures that owners have reported so far, and the reason of the latest failure. Each new
+        failure increases the number. A caller can compare the values of two reads to learn whether an owner has
+        reported a failure between them. Reading the property makes a system call, and may raise StorageFailed."""
         ...
 
     async def commit(

@@ -139,8 +139,8 @@ class AddressPolicy:
 
     def classify(self, address: str | None) -> NetworkClass:
         """Returns the network class of a server that has responded from this IP address. If the address is not known
-        (None) or is no IP address, returns PUBLIC. PUBLIC is the strictest class: a public server may redirect only to
-        public addresses (`Reach.after`)."""
+        (None) or is no IP address, returns PUBLIC. This is the safe answer, because a public server may redirect only
+        to public addresses (`Reach.after`)."""
         try:
             return self._classify(address) if address else NetworkClass.PUBLIC
         except ValueError:
@@ -223,9 +223,9 @@ _HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Returns the scheme, host and port of a URL (RFC 6454, 4). An HTTP client connects to the same host and port. The
-    host is in lower case, IDNA-encoded, without a dot at the end. Raises ValueError if the scheme is not http or https,
-    if the host is missing or invalid, or if the port is invalid."""
+    """Returns the scheme, host and port of a URL (RFC 6454, 4). The host and port are those to which an HTTP client
+    connects for this URL. The host is in lower case, IDNA-encoded, without a dot at the end. Raises ValueError if the
+    scheme is not http or https, if the host is missing or invalid, or if the port is invalid."""
     parts = urlsplit(url)
     host_and_port = _HOST_AND_PORT.fullmatch(parts.netloc.rpartition("@")[2])
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or host_and_port is None or parts.port == 0:

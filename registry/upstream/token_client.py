@@ -36,11 +36,11 @@ log = logging.getLogger("registry.upstream")
 DEFAULT_LIFETIME_SECONDS = 60.0
 """Lifetime of a token if the token service does not state one (the token specification's default)."""
 EXPIRY_MARGIN_SECONDS = 10.0
-"""Seconds before its expiry from which a token is not used. If a token's lifetime is less than 50 s, a fifth of the
-lifetime applies instead."""
+"""Number of seconds before a token's expiry at which the process stops using the token. If the token's lifetime is less
+than 50 s, the number is a fifth of the lifetime instead."""
 MAX_CACHED_TOKENS = 1000
-"""Largest number of tokens of one upstream in the memory of a process, and largest number of its token requests that
-are paused after a 429."""
+"""Largest number of tokens of one upstream in the memory of a process. The same number limits the token requests for
+one upstream that a process remembers as paused after a 429."""
 MAX_CACHED_TOKEN_BYTES = 8 * MIB
 """Largest total size of the tokens of one upstream in the memory of a process. A usual token has 1 to 4 KiB, but a
 token service may issue tokens of 64 KiB."""

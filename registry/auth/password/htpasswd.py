@@ -36,8 +36,9 @@ second change. Each lookup therefore reads the file again until the last change 
 nanoseconds. `HtpasswdFile._is_settled` also handles timestamps in the future."""
 STAMP_PREFIX: Final = "htpasswd"
 """The prefix of the *stamp* of a line. The stamp contains a hash of the line, so it changes when the line changes. A
-login with the line's password stores the stamp in the client's identity. When the line has changed, the server refuses
-the identity. The stamps of token issuers and of the OpenID provider have other prefixes."""
+login with the line's password gives the client an *identity*: a record of the account that the client has proved to
+own. The identity contains the stamp. When the line has changed, the server refuses the identity. The stamps of token
+issuers and of the OpenID provider have other prefixes."""
 
 
 class HtpasswdError(Exception):
@@ -201,6 +202,7 @@ class HtpasswdFile:
             file_bytes = _load(self._path)
             text = _decode(file_bytes, self._path)
         except HtpasswdError as error:
+            # If True, the file need not be read again until its state changes: until then, the error stays the same.
             error_lasts_until_change = is_settled and not isinstance(error, _Unreadable)
             self._store(EMPTY_CONTENT, state if error_lasts_until_change else None, str(error))
             return None

@@ -36,8 +36,9 @@ from storage.names import RepositoryName
 SMALL_BLOB_BYTES: Final = 64 * 1024
 """Largest size of a *small* blob. Requests for small blobs get slots before requests for larger blobs."""
 GIVE_WAY_SECONDS: Final = 10.0
-"""Time for which a request for a larger blob lets requests for small blobs go first. After this time, the request has
-the same priority, so that a steady stream of small blobs cannot keep it waiting forever."""
+"""A request for a larger blob becomes *urgent* after it has waited for this time in the queue, so that a steady stream
+of small blobs cannot keep it waiting forever. A request for a small blob is urgent from the start. While an urgent
+request waits, requests that are not urgent take no slot."""
 MAX_SPARE_SLOTS: Final = 2
 """Largest number of *spare* slots: slots that prefetch fills leave free for other fills. Pass-throughs of large blobs
 never take the spare slots. Unattended fills leave one more slot free, for prefetch fills."""
@@ -45,18 +46,19 @@ MAX_UNATTENDED: Final = 64
 """Largest number of unattended fills of one upstream that wait for a slot in one process. Each has two open files and a
 timer. If more fills wait, one fill is given up:
 
-- the fill that has waited longest of the fills that have never had a slot;
-- if all of them have had a slot: the fill that has waited longest."""
+- If some of the fills have never had a slot: of these fills, the one that has waited longest.
+- If all of the fills have had a slot: the fill that has waited longest."""
 YIELD_SECONDS: Final = 0.015
-"""Time for which a fill leaves a free slot to the fills in the queue before it takes the slot. The time is longer than
-the 0.01 s after which a fill in the queue looks for a free slot again."""
+"""Time for which a fill that has a connection waits before it enters the queue, or before it takes the last free slot.
+During this time, a fill that is already in the queue can take the free slot. The time is longer than the 0.01 s after
+which a fill in the queue looks for a free slot again."""
 PREFETCH_POLL_SECONDS: Final = 0.04
 """Time between two attempts of a prefetch fill to get a slot."""
 WAITING_MARKS: Final = 8
 """Number of marks. A request that waits for a connection slot takes a *mark*, which tells all processes that a request
-waits. A mark is a slot with another name, which permits no connection. If all marks are taken, the request waits for
-the connection slot without a mark. The number is small, because a check whether any mark is taken makes one system call
-for each mark."""
+waits. Marks use the same kind of lock as connection slots (`Leases.slot`), under another name. A mark permits no
+connection. If all marks are taken, the request waits for the connection slot without a mark. The number is small,
+because a check whether any mark is taken makes one system call for each mark."""
 MARK_SECONDS: Final = 0.1
 """Seconds that a request waits for a connection slot before it takes a mark. Shorter waits are normal, because a
 fill gives its slot back after each request and then takes a slot again."""
@@ -89,8 +91,9 @@ class ConnectionSlots:
         return min(MAX_SPARE_SLOTS, self.max_connections - 1)
 
     async def wait_for_prefetch_slot(self) -> None:
-        """Waits until a prefetch fill may take a slot: until at least one slot is free besides the spare slots. Gives
-        the slot back before it returns. The calls in one process return in the order in which they were made."""
+        """Waits until at least one slot is free besides the spare slots, so that a prefetch fill may take a slot. Takes
+        such a slot for a moment, and gives it back before it returns. The calls in one process return in the order in
+        which they were made."""
         async with self._leases.slot(self._name, self.max_connections, keep_free=self._spare_slots):
             return
 
@@ -103,9 +106,10 @@ class ConnectionSlots:
 
         - `demand`: says which clients need the fill's blob. If no client waits for the blob, some slots stay free
           (`MAX_SPARE_SLOTS`).
-        - `is_new_connection`: whether this is the first request on the connection. While a client waits for the blob,
-          a later request takes a slot at once if at least two slots are free. If fewer are free, the later request
-          waits for `YIELD_SECONDS` before it enters the queue, so that requests in the queue get a slot first.
+        - `is_new_connection`: True for the first request on the connection, False for a later request. Matters only
+          while a client waits for the blob. The first request then enters the queue at once. A later request takes a
+          slot at once if at least two slots are free and no urgent request waits. Otherwise, the later request waits
+          for `YIELD_SECONDS` before it enters the queue, so that requests in the queue get a slot first.
         - `blob_size`: in bytes."""
         async with AsyncExitStack() as held:
             has_slot = False
@@ -127,7 +131,7 @@ class ConnectionSlots:
 
     async def _try_slot(self, held: AsyncExitStack, keep_free: int) -> bool:
         """If more than `keep_free` slots are free, takes a slot, and holds it until `held` is closed. Takes no slot
-        while an urgent request waits (`storage.leases`). Returns whether it took a slot."""
+        while an urgent request waits (`GIVE_WAY_SECONDS`). Returns whether it took a slot."""
         async with AsyncExitStack() as attempt:
             slot = self._leases.try_slot(self._name, self.max_connections, keep_free=keep_free)
             if has_slot := await attempt.enter_async_context(slot):
@@ -184,9 +188,10 @@ class ConnectionSlots:
           memory. All such pass-throughs together hold at most `max_connections` - `_spare_slots` slots, so that slow
           clients cannot take all slots.
         - `blob_size`: in bytes."""
-        # A pass-through that may wait for its client also takes a slot of a second, smaller group. `keep_free` cannot
-        # replace this group: it needs several free slots at the same moment, and a running fill takes each free slot
-        # within milliseconds.
+        # A pass-through that may wait for its client also takes a slot of a second, smaller group. The parameter
+        # `keep_free` of `Leases.slot` cannot replace this group. With `keep_free`, the pass-through would wait until
+        # several slots are free at the same moment. This moment may never come, because a running fill takes each free
+        # slot within milliseconds.
         groups = [(self._name, self.max_connections)]
         if waits_for_client:
             groups.insert(0, (self._pass_through_name, self.max_connections - self._spare_slots))
@@ -196,9 +201,11 @@ class ConnectionSlots:
 
     def repository_share(self, repo: RepositoryName) -> AbstractAsyncContextManager[bool]:
         """Takes a *share* of a repository, if a share is free, and holds it inside the `async with` block. Yields
-        whether the block holds a share. A request without a share is cut off if it is slow while other requests wait
-        for a slot. Each repository has `max_connections` - `_spare_slots` shares, so that the slow blobs of one
-        repository cannot keep all slots."""
+        whether the block holds a share.
+
+        A request of a fill needs a slot, but no share. A request without a share is cut off if it is slow while other
+        requests wait for a slot. Each repository has `max_connections` - `_spare_slots` shares. So the slow blobs of
+        one repository leave the spare slots to other requests."""
         return self._leases.try_slot(f"{self._name} of {repo}", self.max_connections - self._spare_slots)
 
     def holding(self, holder: SlotHolder) -> AbstractContextManager[None]:
@@ -209,8 +216,8 @@ class ConnectionSlots:
     @asynccontextmanager
     async def _queued_slots(self, *groups: tuple[str, int], blob_size: int) -> AsyncIterator[None]:
         """Waits for a slot of each group, one group after the other, and holds the slots inside the `async with` block.
-        Runs `_mark_wait` during the wait. `groups`: for each group, the name of its slots and the number of its
-        slots."""
+        Runs `_mark_wait` during the wait. The wait becomes urgent as described at `GIVE_WAY_SECONDS`. `groups`: for
+        each group, the name of its slots and the number of its slots."""
         urgent_after = 0.0 if blob_size <= SMALL_BLOB_BYTES else GIVE_WAY_SECONDS
         marking = asyncio.create_task(self._mark_wait())
         try:
@@ -244,8 +251,13 @@ class ConnectionSlots:
     @asynccontextmanager
     async def further_connection_slot(self, demand: Demand) -> AsyncIterator[bool]:
         """Takes a slot for a further connection of a fill, if possible, and holds it inside the `async with` block.
-        Yields whether the block holds a slot. Does not wait in the queue, but may wait for `YIELD_SECONDS`: if a client
-        waits for the blob, takes even the last free slot if it is still free after this time."""
+        Yields whether the block holds a slot. Never waits in the queue, and takes no slot while an urgent request waits
+        (`GIVE_WAY_SECONDS`).
+
+        - If enough slots stay free for other fills, takes a slot at once.
+        - Otherwise, if a client waits for the blob: waits for `YIELD_SECONDS`, so that a fill in the queue can take the
+          last free slot. Then takes a slot, even the last one, if a slot is free.
+        - Otherwise, takes no slot."""
         has_clients = demand.has_clients
         # Leaves one slot for the first connection of another fill. If no client waits for the blob, leaves the spare
         # slots as well.

@@ -30,8 +30,9 @@ class Lifespan:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns when the application is ready, or has ended without a reply or an exception. If the start fails,
-        raises the application's exception; StartFailed if the application reports a failure and raises none."""
+        """Returns when the application reports that it is ready. Also returns if the application ends its lifespan, but
+        neither replies nor raises an exception: this counts as a successful start. If the start fails, raises the
+        application's exception; StartFailed if the application reports a failure and raises none."""
         self._task = asyncio.create_task(self._run(), name="lifespan")
         failure = await self._send_event("lifespan.startup")
         if failure is not None:

@@ -289,9 +289,10 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
       queue.
     - A client pushed, mounted or requested the blob after `before`: restarts the grace period at the time of the last
       use.
-    - Otherwise: first removes the repository's manifests that were deleted at the time `before` or earlier, because a
-      deleted manifest may need the blob until it is removed. Then removes the link and its entry. If there are too many
-      such manifests for one transaction, removes some of them, and keeps the link and its entry for the next call."""
+    - Otherwise: first removes from the table `deleted_manifest` the manifests of the repository that were deleted at
+      the time `before` or earlier. A manifest in this table can be put back, and may then need the blob. Then removes
+      the link and its entry. If there are too many such manifests for one transaction, removes some of them, and keeps
+      the link and its entry for the next call."""
     if not _was_queued_before(db, entry.repository_id, entry.digest, before):
         return False
     link = _unreferenced_link(db, entry.repository_id, entry.digest)
@@ -311,8 +312,8 @@ def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkP
     """Returns what `drop_link` would do.
 
     - `is_dropped`: whether `drop_link` would remove the link.
-    - `frees_blob`: whether `drop_link` would remove all links to the blob. To let a caller count each freed blob once,
-      this is True only for the link whose repository has the highest row id."""
+    - `frees_blob`: whether the blob would lose all its links if `drop_link` were called for each of them. To let a
+      caller count each freed blob once, this is True only for the link whose repository has the highest row id."""
     link = _unreferenced_link(db, entry.repository_id, entry.digest)
     if not _was_queued_before(db, entry.repository_id, entry.digest, before) or link is None or link[1] > before:
         return LinkPreview(is_dropped=False, frees_blob=False)

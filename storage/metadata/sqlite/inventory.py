@@ -65,7 +65,8 @@ _REMAINING_REQUESTS = """
 SELECT upstream, remaining FROM upstream_allowance WHERE remaining IS NOT NULL AND at > ?1 AND at <= ?2
  ORDER BY upstream"""
 """Number of requests that each upstream still allows, from its last report. Reports up to the time ?1 are left out as
-too old. Reports after the time ?2 are left out because their time is wrong."""
+too old. ?2 is the present time plus a tolerance. Reports after the time ?2 are left out, because a time in the future
+is wrong."""
 REMAINING_VALID_SECONDS = 3600.0
 """Age in seconds at which a report of the remaining requests is too old."""
 
@@ -160,7 +161,8 @@ class SqliteInventory:
         """Plans the removal of all tags and manifests of the repository. Changes nothing. Raises NameUnknown if there
         are no manifests."""
         repository = lookups.repository_id(self._db, repo)
-        # Clients usually push the children of an index first. So this order usually puts an index before its children.
+        # The newest manifest comes first. Clients usually push the children of an index before the index, so an index
+        # usually comes before its children. If the removal ends early, an index that stays usually has all children.
         removed_ids = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
         if not removed_ids:
             raise NameUnknown(f"there is nothing in {repo}")
@@ -170,8 +172,11 @@ class SqliteInventory:
     def _with_dependents(self, root: int) -> list[int]:
         """Returns the row ids of the manifests to remove: `root` and, recursively, its children and referrers. Leaves
         out a child or referrer that has a tag, or that an index outside the result lists."""
-        # A manifest waits for the first of its indexes that is not in `removed`. When this index is added to `removed`,
-        # the loop continues with the next index of the manifest, so that it reads each index of a manifest only once.
+        # The loop adds a child or referrer to `removed` if it has no tag, and if `removed` has all its indexes, which
+        # are the indexes that list it. The loop looks at the indexes of a manifest in the order of their row ids. At
+        # the first index that is not in `removed`, the manifest begins to wait for this index. When this index is added
+        # to `removed`, the loop continues at this index, and does not look at the earlier indexes again. A manifest
+        # that still waits at the end stays.
         removed: dict[int, None] = {}  # keeps the order
         waiting: dict[int, list[int]] = {}  # maps an index to the manifests that wait for it
         # Maps each manifest found so far to a row id: all indexes of the manifest up to this row id are in `removed`.

@@ -16,11 +16,13 @@ from storage.tag_listing import TagCursor, TagQuery
 from storage.version_order import version_key
 
 _MAX_CACHED_NAMES: Final = 300_000
-"""Largest number of names in all cached lists together. A list with more names is cached alone. 300,000 names usually
-take 10 MB of memory, and up to 100 MB if all of them have the greatest length."""
+"""Largest number of names in all cached lists together. If a single list has more names, it is cached, and all other
+lists are removed from the cache. 300,000 names usually take 10 MB of memory, and up to 100 MB if all of them have the
+greatest length."""
 _MAX_NEW_ENTRIES: Final = 20_000
-"""Largest number of new entries of the tag history that are searched for a change of the repository's tags. If there
-are more new entries, the list is read again without a search."""
+"""A cached list is current if none of the new entries of the tag history is about the repository. New entries are those
+that were added since the list was last read or checked. Up to this number of new entries, the cache searches them for
+an entry about the repository. If there are more new entries, the list is read again without a search."""
 _SELECT_NAMES: Final = "SELECT name FROM tag WHERE repository = ? ORDER BY name"
 _SELECT_NEWEST_ENTRY: Final = "SELECT coalesce(max(id), 0) FROM tag_history"
 _SELECT_NEW_ENTRY: Final = "SELECT 1 FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? LIMIT 1"

@@ -67,6 +67,9 @@ _PAGE_OF_ACCOUNT = (
 )
 _COUNT = "SELECT count(*) FROM api_token WHERE account = ? AND purpose = ?"
 _RANK_IN_NOTE: Final = "row_number() OVER (PARTITION BY class, note ORDER BY last_use DESC, created DESC, id)"
+"""The *rank* of a refresh token among the tokens of the same class and the same note: 1 for the most recently used
+token, 2 for the next, and so on. The *note* of a refresh token is the client program and its IP address, such as
+`docker at 192.0.2.7`. `_EXCESS_REFRESH_TOKENS` describes the classes."""
 _CLASSIFIED: Final = (
     "SELECT id, note, created, ifnull(used, created) AS last_use, "
     "CASE WHEN ifnull(used, created) > ?3 THEN 0 WHEN used >= created + ?4 AND used > ?5 THEN 2 ELSE 1 END AS class "
@@ -86,16 +89,23 @@ _EXCESS_REFRESH_TOKENS: Final = (
 the new token (?2). It skips the first ?7 tokens, which the account keeps. The tokens are sorted by class:
 
 - Class 2 comes first: at most ?8 tokens in use (?4 and ?5: see `_IN_USE_AFTER_SECONDS`). All machines behind one NAT
-  have the same note, so only the class shows which of them stay logged in. The limit ?8 leaves room for the tokens of
-  machines that have just logged in.
+  that use the same client program have the same note, so only the class shows which of them stay logged in. The limit
+  ?8 leaves room for the tokens of machines that have just logged in.
 - Class 1 comes next: the tokens that are not in use, and the tokens in use beyond the limit ?8.
 - Class 0 comes last: the tokens whose last use is later than ?3, the latest plausible time. This last use was stored
   while the clock was ahead. If a token was never used, its login counts as its last use.
 
-Within a class, the tokens are sorted by their rank in their note. The *note* of a refresh token is the client program
-and its IP address, such as `docker at 192.0.2.7`. The most recently used token of each note comes first, then the
-second of each note, and so on. A host that logs in often thereby loses its own tokens, and not those of other hosts.
-Tokens of the same rank are sorted by their last use, the most recent one first."""
+Within a class, the tokens are sorted by their rank in their note (`_RANK_IN_NOTE`). The most recently used token of
+each note comes first, then the second of each note, and so on. A host that logs in often thereby loses its own tokens,
+and not those of other hosts. Tokens of the same rank are sorted by their last use, the most recent one first.
+
+The steps of the query:
+
+- `classified` gives each token its class, without the limit.
+- `ranked` gives each token its rank in its note.
+- `placed` gives each token its *place*: its position in the sorted list of its class.
+- `limited` moves the tokens of class 2 whose place is greater than ?8 to class 1.
+- `ranked_again` gives each token its rank again, because the moved tokens change the ranks in class 1."""
 _LEAST_RECENTLY_USED: Final = f"SELECT id FROM ({_CLASSIFIED}) ORDER BY class, last_use, created, id LIMIT ?6"
 """Selects the ids of at most ?6 refresh tokens to revoke, except the new token (?2). The lowest class comes first. In
 each class, the least recently used token comes first. This query ignores the notes and the limit of class 2, and takes
