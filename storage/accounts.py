@@ -101,9 +101,11 @@ class Accounts(Protocol):
         by: Actor,
     ) -> Account:
         """Adds an account and returns it. `password_hash`: None for an account without a password. `note`: free text.
-        `refuse_name_with_rights`: if True, raises AccountInvalid if `name` has a grant or is a member of a group. The
-        new account would get the rights of this name, which may belong to an account outside this store, such as in an
-        htpasswd file."""
+        `refuse_name_with_rights`: True: raises AccountInvalid in these cases, because the new account would get rights
+        that may be meant for an account outside this store with the same name, such as one in an htpasswd file:
+
+        - `name` has a grant.
+        - `name` is a member of a group."""
         ...
 
     async def set_password(
@@ -203,9 +205,9 @@ class Accounts(Protocol):
         ...
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """Returns the patterns of all grants of `subjects`, by the actions that the grants allow. An `Action` is a set
-        of actions. A grant counts only under its exact set: a grant of `PULL | PUSH` does not count under `PULL`. Takes
-        a microsecond per grant."""
+        """Returns the patterns of all grants of `subjects`, by the actions that the grants allow. The key of a grant is
+        the `Action` with exactly the flags that the grant allows: a grant of pull and push is under `PULL | PUSH`, and
+        not under `PULL`. Takes a microsecond per grant."""
         ...
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
@@ -313,16 +315,20 @@ class Accounts(Protocol):
 
     async def add_failures(self, costs: Mapping[str, FailureCost]) -> None:
         """Records a failed login. `costs` maps each throttling key of the login to a cost. The new time of a key is
-        `max(now, old time) + seconds` (the generic cell rate algorithm), but at most `now + max_seconds`. An old time
-        too far in the future to be plausible, as after the clock was set back, is ignored. The change may be lost in a
-        power cut."""
+        `max(now, old time) + seconds` (the generic cell rate algorithm), but at most `now + max_seconds`. If the clock
+        was ahead when the old time was stored, the old time can be implausibly far in the future. The old time then
+        counts as `now`. The change may be lost in a power cut."""
         ...
 
     async def mark_once(self, key: str, seconds: float) -> bool:
-        """Claims an action that must happen only once in `seconds`, such as the completion of one login at the OpenID
-        provider. `key`: a throttling key that stands for the action. Sets the time of the key to `now + seconds` and
-        returns True. If the key has a time that has not passed, returns False instead. If several processes call this
-        at the same moment, only one of them gets True. The change may be lost in a power cut."""
+        """Marks an action that must happen only once in `seconds`, such as the completion of one login at the OpenID
+        provider. `key`: a throttling key that stands for the action. Returns whether the caller may do the action:
+
+        - False: the action is marked already, because the time of the key has not passed. This time stays the same.
+        - True: the action was not marked. The time of the key is `now + seconds` now.
+
+        If several processes call this at the same moment, only one of them gets True. The change may be lost in a power
+        cut."""
         ...
 
     async def clear_failures(self, keys: Sequence[str]) -> None:

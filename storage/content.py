@@ -151,7 +151,8 @@ class OpenFile:
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     """A page of a list. `more`: whether more items may follow this page. `next_after`: the item after which the next
-    page begins, which may be an item that the client is not allowed to see; None: the last item of this page."""
+    page begins, which may be an item that the client is not allowed to see. If `next_after` is None, the next page
+    begins after the last item of this page."""
 
     items: Sequence[T]
     more: bool = False
@@ -380,7 +381,8 @@ def _parse_body(body: bytes, media_type: str | None, digest: Digest) -> Manifest
     if manifest.media_type not in MANIFESTS | INDEXES:
         raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not accepted here")
     parts = manifest_parser.read_parts(document, is_index=manifest.media_type in INDEXES)
-    # Not a part of `read_parts`: manifests that earlier versions stored may exceed these limits.
+    # `read_parts` does not check these limits, because it also reads stored manifests (`Manifest._parts`). Manifests
+    # that earlier versions stored may exceed the limits.
     manifest_parser.check_limits(parts)
     if len(body) > MAX_CACHED_MANIFEST_BYTES and parts.annotations:
         # Large annotations take less memory as JSON text.

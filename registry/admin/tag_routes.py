@@ -121,7 +121,9 @@ async def move_tag(caller: AnyCaller, name: PathRepository, tag: PathTag, body: 
 async def _changes_page(
     caller: Caller, name: RepositoryName, tag: Tag | None, after: str | None, limit: int
 ) -> models.ListPage[TagChangeResponse]:
-    """Returns a page of the changes of `tag`; None: of all tags. Raises Unauthorized, NameUnknown, RequestInvalid."""
+    """Returns a page of the changes of `tag`; None: of all tags. `name`: the repository's name as the client wrote it.
+    Raises Unauthorized, NameUnknown, RequestInvalid."""
+    # The repository's name in the store, which can differ from `name`. A bearer token may contain either name.
     stored_name = await require_readable(caller, name)
     page = await caller.upkeep.store.tag_history.changes(stored_name, tag, _entry_id_or_none(after), limit)
     may_see_clients = caller.principal.may(Action.PUSH, stored_name, name)

@@ -67,11 +67,12 @@ class DescriptionPages:
         self, repo: RepositoryName, text: str, revision: int | None, by: Actor, visitor: str, top_heading: int = 1
     ) -> DescriptionView:
         """Replaces the description of a repository with `text`, and returns it as `view` does. Raises RequestInvalid if
-        `text` is too long or cannot be encoded as UTF-8, and PreconditionFailed if the stored description does not have
-        the given `revision`.
+        `text` is too long or cannot be encoded as UTF-8.
 
-        `revision`: None skips this check. `top_heading`: the level of the highest headings in the HTML. Calls of `view`
-        with the same `top_heading` find the HTML in the cache."""
+        - `revision`: if the stored description has another revision, raises PreconditionFailed. None: the revision is
+          not checked.
+        - `top_heading`: the level of the highest headings in the HTML. Calls of `view` with the same `top_heading` find
+          the HTML in the cache."""
         _check_text(text)
         # Renders before it stores, so that the stored description does not change if the rendering is refused.
         async with self.rendering_limits.slot(visitor):

@@ -125,7 +125,8 @@ async def open_archive(
         )
         entry_platform = entry.platform
         manifest = await registry.get_manifest(repo, entry.digest)
-        # Parses the manifest, in a thread if it is large. `manifest` keeps the result of the parsing.
+        # The summary is not needed. The call parses the manifest, in a thread if it is large, and `manifest` keeps the
+        # parsed content.
         await reader.summarize(manifest)
     blobs = await reader.run_in_thread_if_large(len(manifest.body), lambda: _archived_blobs(manifest))
     if blobs is None:

@@ -67,14 +67,16 @@ class OldRegistryTag:
 async def build_time(store: StoredRegistry, repo: RepositoryName, manifest: Manifest, now: float) -> float | None:
     """Returns when an image was built, in seconds since 1970. A manifest states this time in its config, or else
     in an annotation. For an index, returns the newest time that the index or one of its manifests states. Ignores times
-    before 2001 or after `now`. Returns None if no other time is stated. `repo` must already have the image."""
+    before 2001 or after `now`. Returns None if no time is stated, or if all stated times are ignored. `repo` must
+    already have the image."""
     times = []
     pending, seen = [manifest], {manifest.digest}
     while pending:
         current = pending.pop()
         times.append(await _stated_time(store, repo, current))
         for child in current.manifests:
-            # An index of BuildKit's build cache lists blobs, which `blob_children` contains.
+            # Skips the digests in `blob_children`: they may be blobs, not manifests. An index of BuildKit's build
+            # cache lists blobs.
             if child.digest in seen or len(seen) == MAX_MANIFESTS or child.digest in current.blob_children:
                 continue
             seen.add(child.digest)

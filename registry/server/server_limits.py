@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MIN_HEADER_COST = 64
-"""A header that is shorter than this number of bytes counts as this number of bytes, because its objects take about as
-much memory. So a head of 32 KiB has at most 512 headers."""
+"""A header that is shorter than this number of bytes counts as this number of bytes, because even the Python objects
+of a short header take about as much memory. So a head of 32 KiB has at most 512 headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class ServerLimits:
     manifest. After this time, the server aborts the connection, even if the client still receives bytes, to free the
     memory of the slice."""
     half_close_seconds: float = 5.0
-    """How long the server waits for the next response bytes of the application if the client, after a complete request,
-    has shut down its sending side. After this time, the server assumes that the client has disconnected, and closes the
-    connection."""
+    """Applies if the client has sent a complete request and then shut down its sending side. The limit is how long the
+    server waits for the application's next bytes of the response. After this time, the server assumes that the client
+    has disconnected, and closes the connection."""
     linger_seconds: float = 2.0
     """How long a connection stays open after its last response, so that a client that is still sending can read the
     response. Applies after a response that was sent before the whole request was received, and after an error response
@@ -56,12 +56,14 @@ class ServerLimits:
     linger_bytes: int = 256 * 1024
     """Largest number of bytes that the server reads and discards during `linger_seconds`. Then it stops reading."""
     drain_bytes: int = 64 * 1024
-    """Largest number of bytes that the server reads and discards before a response, so that the connection can stay
-    open. These bytes are the rest of a request body whose end was not received when the application responded.
+    """An application may respond before the server has received the whole body of the request. The limit applies to
+    the *rest*, the bytes of the body that are still missing then:
 
-    - If the rest is larger, or its size is not known, the server sends the response at once, and then closes the
-      connection.
-    - If the rest takes longer than `linger_seconds`, the server closes the connection after the response.
+    - If the rest is within the limit, the server reads and discards it before it sends the response, so that
+      the connection can stay open. If the rest takes longer than `linger_seconds`, the server closes the connection
+      after the response.
+    - If the rest is larger, or its size is not known, or the client still waits for a 100 response before it sends the
+      body, the server sends the response at once, and then closes the connection.
     """
     buffer_bytes: int = 512 * 1024
     """How many bytes of a request's body can wait in memory for the application. At this number, the server stops

@@ -70,8 +70,9 @@ def _metric_of(family: Family, totals: Sequence[float], metrics: Metrics) -> Met
 
 def cumulative_buckets(family: Histogram, cells: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
     """Returns the buckets of a series, and the sum of all observed values. A bucket has its upper bound as text and the
-    number of observed values up to this bound. `cells`: for each bucket, the number of observed values that
-    smaller buckets do not count; then the sum."""
+    number of observed values up to this bound. `cells`: a number for each bucket, and after them the sum of all
+    observed values. In the numbers, each value counts only once: in the first bucket whose bound is at least the
+    value."""
     total, buckets = 0.0, []
     bounds = [*map(str, family.bounds), "+Inf"]
     for bound, count in zip(bounds, cells, strict=False):  # the last cell has the sum

@@ -112,8 +112,8 @@ class MirrorMetrics:
         self._answer_cells.clear()
 
     def upstream_label(self, name: str) -> str:
-        """Returns the value of the label `upstream` that `Family.cell` needs: the number of the upstream's name in the
-        list of names, as text. Adds the name if the list does not have it."""
+        """Returns what to pass to `Family.cell` for the label `upstream`: the index of the upstream's name in the list
+        of names, as a text such as `0`. Adds the name if the list does not have it."""
         return self._names.label_value(name)
 
     def count_answer(self, cells: memoryview[float], upstream: str, route: str, cache_state: str, size: int) -> None:
@@ -161,6 +161,7 @@ class UpstreamCounts:
     def on_breaker(self, *, opened: bool) -> None:
         self._cells.own[self._metrics.open_breakers.cell(self._label)] += 1 if opened else -1
 
+    # The mirror has sent no request, because its circuit breakers for all endpoints of the upstream were open.
     def on_refused(self) -> None:
         self._cells.own[self._metrics.errors.cell(self._label, BREAKER_OPEN)] += 1
 

@@ -91,7 +91,8 @@ async def remove_tags(request: Request, path: str) -> Response:
             request,
             "tags_removed.html",
             section="repositories",
-            here=_repository_path(stored_name),  # the page that is loaded after a change of the language or a login
+            # `here`: the path that the browser loads after the visitor changes the language or logs in.
+            here=_repository_path(stored_name),
             name=stored_name,
             result=removed,
             may_push=rights.may_push,
@@ -101,8 +102,9 @@ async def remove_tags(request: Request, path: str) -> Response:
 
 @router.get(TAG_RESTORATION_PATH + "/{path:path}")
 async def redirect_to_tag_history(path: str) -> Response:
-    """Redirects to the tag history. The login page redirects a visitor to this path if their session ended before they
-    undid a removal. Raises NameUnknown."""
+    """Redirects to the tag history. A visitor whose session has ended may send the form that undoes a removal. The
+    response then redirects the visitor to the login page. After the login, the browser loads the form's path with GET,
+    which calls this function. Raises NameUnknown."""
     return redirect(f"{TAG_HISTORY_PATH}/{path_of(repository_in(path), None)}")
 
 
@@ -121,7 +123,8 @@ async def restore_tags(request: Request, path: str) -> Response:
             request,
             "tags_restored.html",
             section="repositories",
-            here=_repository_path(stored_name),  # the page that is loaded after a change of the language or a login
+            # `here`: the path that the browser loads after the visitor changes the language or logs in.
+            here=_repository_path(stored_name),
             name=stored_name,
             result=restored,
         )

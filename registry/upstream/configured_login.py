@@ -46,8 +46,9 @@ class ConfiguredLogin:
     docker's `config.json`."""
 
     def __init__(self, settings: Upstream, configured_name: str | None = None) -> None:
-        """`configured_name`: the name under which docker's `config.json` has the login; None: `settings.name`. The two
-        names differ in an import, which has a made-up `settings.name`."""
+        """`configured_name`: the name under which docker's `config.json` has the login; None: `settings.name`. Only an
+        *import*, which copies another registry's content into this one, passes `configured_name`: the settings that an
+        import makes for the other registry have a made-up name."""
         self._settings = settings
         self._configured_name = configured_name or settings.name
         self._file = settings.docker_config or settings.password_file

@@ -5,7 +5,7 @@ would stay until the clock has reached these times.
 - Garbage collection removes upload sessions, deleted manifests, unused blobs and unused links some time after they were
   last used. A *link* is the right of a repository to serve a blob.
 - The table `pull_recording` has the *recording start*: the time since which all pulls are recorded. Retention treats
-  content that was pushed earlier as pulled at the recording start.
+  content that was pushed before the recording start as if it had been pulled at the recording start.
 """
 
 from __future__ import annotations

@@ -53,11 +53,14 @@ _ORDER_TIME: Final = """
 CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
     SELECT max(h.at) FROM tag_history h INDEXED BY tag_history_tag
      WHERE h.repository = t.repository AND h.tag = t.name AND h.at <= ?3), 0)) END"""
-"""SQL expression for `TagFacts.order_time`. NULL if the push time of the tag is not in the future (after ?3). Otherwise
-the later of two times:
+"""SQL expression for `TagFacts.order_time`, which is used in place of the push time to sort the tags by age.
 
-- ?4, the result of `_last_change_before_future`. It can be 0, because a push of the same manifest sets the push time
-  without adding an entry to the history.
+If the push time of the tag is not in the future (after ?3), the expression is NULL: the push time is used. If the push
+time is in the future, the expression is the later of two times:
+
+- ?4, the result of `_last_change_before_future`. It is 0 if no change in the history of the repository has a time in
+  the future. This happens if a client has only pushed the same manifest again: such a push sets the push time of the
+  tag, but is not in the history.
 - The newest time in the tag's own history that is not in the future; 0 if there is none."""
 _IMPORTED: Final = f"""
 (SELECT iif(h.user_agent = '{IMPORT_PROGRAM}' AND t.updated <= h.at AND h.at <= ?3, h.at, NULL)
@@ -67,8 +70,9 @@ _IMPORTED: Final = f"""
 
 - The newest entry is not about an import.
 - The time of the newest entry is in the future (after ?3).
-- The tag was pushed again after the import. Only a push after the import makes `t.updated` later than `h.at`: the
-  import sets them to the same time, and may later move `t.updated` back."""
+- The tag was pushed again after the import: `t.updated` is later than `h.at`. The import itself sets both to the same
+  time. It may then set `t.updated` back to an earlier time, such as the time at which the tag was set at the other
+  registry."""
 _NEWEST: Final = f"""
 SELECT t.updated, t.name, {_ORDER_TIME} AS order_time FROM tag t WHERE t.repository = ?1 AND NOT {_IS_REFERRER}
  ORDER BY coalesce(order_time, t.updated) DESC, t.updated DESC, t.name LIMIT 1 OFFSET ?2"""
@@ -130,7 +134,8 @@ class SqliteRetention:
             tags = []
             for name, digest, manifest, pushed, order_time, tag_imported in rows:
                 pulled, manifest_imported = unused_manifests.last_pull(db, manifest)
-                # An import sets the tag before it records the import of the manifest.
+                # An import first sets the tag, and then records the import of the manifest. As long as this record is
+                # missing, the time from the tag's history takes its place.
                 if pulled is None and manifest_imported is None:
                     manifest_imported = tag_imported
                 # Pulls before `recorded_since`, and pulls at another registry before the import, have no record.
@@ -286,9 +291,13 @@ def _repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
 
 
 def _last_change_before_future(db: apsw.Connection, repository: int, future_start: float) -> float:
-    """Returns the time of the last tag change, in any repository, before the clock went ahead. The function finds the
-    repository's first tag change with a time in the future (after `future_start`). From this change, it goes back
-    through the changes of all repositories, in the order of the row ids, to one whose time is not in the future.
+    """Returns the time of the last tag change, in any repository, before the clock went ahead. Row ids show the order
+    of the changes:
+
+    - First, the function finds the repository's first tag change with a time in the future (after `future_start`).
+    - Of all changes with smaller row ids, in any repository, it then finds the last one whose time is not in the
+      future. The result is the time of this change.
+
     Returns 0 if one of the two changes does not exist."""
     first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future_start)).get
     time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future_start)).get
