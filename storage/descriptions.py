@@ -28,7 +28,7 @@ class Description:
 
 
 class Descriptions(Protocol):
-    """The descriptions, which all processes share. `repo` is the stored name of the repository."""
+    """The descriptions, which all processes share. `repo`: the name of the repository in the store."""
 
     async def find_description(self, repo: RepositoryName) -> Description | None:
         """Returns the description; None if the repository never had one. A removed one has an empty text."""

@@ -12,8 +12,9 @@ from typing import Final
 
 CLOCK_MARGIN_SECONDS: Final = 60.0
 """A time is in the future if it is more than this many seconds later than the present time. A smaller difference can
-occur although the clock is right: a task may read the present time, and then wait for a task that stores a later
-time. The margin is longer than such a wait."""
+occur although the clock is right. For example, task A reads the present time and then waits. Meanwhile task B stores a
+later time. After the wait, task A compares B's stored time with the time that A has read, which is earlier. The margin
+is longer than such a wait."""
 
 
 def is_future(stored_time: float, now: float) -> bool:

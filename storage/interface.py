@@ -33,18 +33,22 @@ class BlobReader(Protocol):
     data: bytes | None
     """All bytes of `span` if they are few and `open_blob` has read them already; otherwise None."""
     file: OpenFile | None
-    """The open file that contains the blob. A server can pass it to `sendfile`. None if there is no file. If an
-    incomplete blob has no file, the registry downloads it for this reader alone and does not store it."""
+    """The open file that contains the blob. A server can pass it to `sendfile`. None if there is no file."""
     location: str | None
     """A presigned URL from which the client can download the bytes itself; None if the store offers no such URL."""
     is_incomplete: bool
-    """Whether the registry is still downloading the blob from another registry. Reading may then have to wait."""
+    """Whether the registry is still downloading the blob from another registry. Reading may then have to wait. If the
+    blob is incomplete and `file` is None, the registry downloads the blob for this reader alone and does not store the
+    blob."""
 
     async def readable_until(self, offset: int, /) -> int:
-        """Waits until the byte at `offset` can be read, and returns the offset of the first later byte that cannot be
-        read yet, or the end of `span` if all later bytes can be read. `offset` must lie inside `span`. The last byte of
-        an incomplete blob can be read only after the registry has checked the digest. Raises the errors of `__aiter__`.
-        After a cancelled call, the reader can still be used."""
+        """Waits until the byte at `offset` can be read. `offset` must lie inside `span`. Then returns an end offset,
+        which is at most the end of `span`: all bytes from `offset` up to the end offset can be read now. The last byte
+        of an incomplete blob can be read only after the registry has checked the digest. After a cancelled call, the
+        reader can still be used.
+
+        Raises the errors of `__aiter__`. Raises StorageFull if the blob is incomplete and `file` is None, because no
+        byte is stored."""
         ...
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -109,8 +113,8 @@ class Reader(Protocol):
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
         """Opens the blob for reading: the whole blob, or only `span`. Raises BlobUnknown, RangeInvalid (no byte of the
-        blob lies in `span`; the error has the blob's size). This call raises both errors, not the
-        reader, so that a caller that gets BlobUnknown can try another registry."""
+        blob lies in `span`; the error has the blob's size). Raises both errors before it returns a reader. So a caller
+        that gets BlobUnknown can try another registry."""
         ...
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
@@ -183,8 +187,8 @@ class Writer(Protocol):
           is False.
         - PreconditionFailed if `condition` does not hold for the first of `tags`.
         - Denied if one of `tags` is immutable (`storage.tag_rules`) and points at another manifest.
-        - Denied if the repository already has the manifest with another media type, and an immutable tag points at the
-          manifest or at an index that lists it."""
+        - Denied if the call would change the media type of a manifest that the repository already has under the same
+          digest, and an immutable tag points at this manifest or at an index that lists it."""
         ...
 
 

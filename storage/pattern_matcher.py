@@ -117,7 +117,8 @@ class _Automaton:
             start_digits[size - 1 - start] = ord("1")  # bit 0 is the last digit
         self._start = int(bytes(start_digits), 2)
         self._accepting_later: dict[str, int] = {}
-        """Maps each character to the positions that accept at least one later character in byte order. Empty until
+        """Maps each character of names to a set of positions, as one bit per position. A position is in the set of a
+        character if the position accepts at least one character that follows this character in byte order. Empty until
         the first use."""
 
     def matches(self, name: str, prefix_length: int) -> bool:
@@ -194,8 +195,9 @@ class Matcher:
         sizes = [sum(map(len, rests_of_prefix)) for rests_of_prefix in rests.values()]
         # For each length, at most one prefix fits a name. So at most `len(self._prefix_lengths)` automata read a name.
         self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._prefix_lengths)) // _BITS_PER_OPERATION
-        """Upper bound for the time of matching one character of a name. The unit is the time that a matcher of a few
-        patterns takes. The value is 1 unless many patterns have a star before the end."""
+        """Upper bound for the time of matching one character of a name, as a multiple of the time that a matcher of a
+        few patterns takes. For example, 3 means: at most three times as long as with a few patterns. The value is 1
+        unless many patterns have a star before the end."""
 
     def prepare(self) -> None:
         """Builds the automaton for the prefix with the most patterns. Every other automaton is built when it is first

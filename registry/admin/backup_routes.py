@@ -56,6 +56,7 @@ class NewBackup(BodyModel):
     """The options of a new backup."""
 
     verify: bool = Field(default=False, description="Read all blobs of the backup and check their digests")
+    # The option `--new` of the command for backups has the same meaning: the job ignores the earlier backups.
     new: bool = Field(
         default=False,
         description="If the disk with the earlier backups is not mounted: true makes a backup at the same path, false "

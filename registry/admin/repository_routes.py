@@ -187,6 +187,7 @@ class TagToRestore(BodyModel):
 class TagsToRestore(BodyModel):
     """The field `removed` of the response to a removal."""
 
+    # To undo a removal, a client sends the list in the field `removed` back as `tags`.
     # A removal deletes up to MAX_REMOVED_TAGS requested tags. It then deletes referrer tags (such as `sha256-….sig`) in
     # three rounds of up to MAX_REMOVED_TAGS.
     tags: FailFastList[TagToRestore] = Field(min_length=1, max_length=4 * MAX_REMOVED_TAGS)

@@ -42,7 +42,8 @@ async def follow(
         if not page.is_last:
             await asyncio.sleep(0)  # lets other tasks run, because `outbox.after` does not always wait
             continue
-        # Limits the rate of reads: the loop below does not wait if the store has changed since `version_before_read`.
+        # This pause limits the rate of reads. The loop below cannot limit it: if the store has changed since
+        # `version_before_read`, the loop ends at once.
         await asyncio.sleep(POLL_SECONDS)
         while data_version() == version_before_read and time() - yielded_at < idle_seconds:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)  # an asyncio.Event could not report the commits of other processes

@@ -59,6 +59,8 @@ _JOB_STATE_NAMES: Final = {"queued": translatable("waits"), "running": translata
 """The texts for the states of jobs that have not ended."""
 _PERIODS: Final = {"day": translatable("The last 24 hours"), "month": translatable("The last 30 days")}
 
+# A *slot* is the permit to render a page. A `SlotlessRoute` runs its handler without a slot, so that the handler can do
+# slow work first, such as `_count_repositories`. The handler then acquires a slot itself (`page_slot`).
 router = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 
 

@@ -7,8 +7,8 @@ row in the metadata store. So the bytes and the row must agree during the second
 
 A repair takes a damaged blob *out of use*: it records the damage, and moves the bytes to the *quarantine*, which keeps
 damaged bytes (`storage.upkeep.quarantine`). The registry does not serve such a blob until its right bytes are stored
-again. The next check does not report a recorded damage as a problem. Too many consecutive blobs that are taken out of
-use end the check with an error (`DamageBrake`), because the disk itself may be at fault.
+again. The next check of the store does not report a recorded damage as a problem. If a check takes too many consecutive
+blobs out of use, the check ends with an error (`DamageBrake`), because the disk itself may be at fault.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class _Check:
             repair = await self._consistency.repair(problem) if may_repair else None
             await self._note(problem, repair)
             if repair is not None:
-                # The first check may have ended at the damage of the search index, before it read the other tables.
+                # `check_database` may have stopped at the damage of the search index, before it read the other tables.
                 return await self._check_database(may_repair=False)
         return is_damaged
 
@@ -211,7 +211,8 @@ class _Check:
             if record is None or not record.place:
                 return False
             [size] = await self._blobs.stored_sizes([record.place])
-            # The next check of the store reports bytes that have become unreadable since the first check.
+            # If the bytes are unreadable now, `_confirm_size` does not report them. The next `check` of the whole store
+            # reports them.
             if size in (record.size, UNREADABLE):
                 return False
             version = await self._blobs.version(record.place) if self._options.repair else None

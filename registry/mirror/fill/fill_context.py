@@ -21,9 +21,12 @@ from storage.partials import Partials
 MAX_CLAIMS: Final = 16
 """Largest number of fills of one upstream that claim a partial blob at the same time in one process. A *partial blob*
 is an unfinished download, with a record of the bytes that have arrived. To *claim* a partial blob means to open its
-files, as its owner if no other process downloads the blob (`Partials.claim`). The number equals the number of threads
-that open files, because further fills would only wait for a thread. A fill that waits for its turn ends if its clients
-leave meanwhile."""
+files (`Partials.claim`). If the partial blob has no owner yet, the fill becomes the owner and downloads the blob.
+Otherwise the fill waits while the owner, in another process, downloads the blob.
+
+The number equals the number of threads that open files, because further fills would only wait for a thread. Further
+fills wait for a permit instead (`FillContext.claim_permits`). If all clients of a fill leave during this wait, the fill
+ends without a claim."""
 
 
 @dataclass(frozen=True)

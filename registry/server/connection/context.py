@@ -38,9 +38,14 @@ class OpenConnection(EvictableConnection, Protocol):
         ...
 
     def retire(self) -> None:
-        """Makes the connection close after a response with the header `Connection: close`: the first response that has
-        not started yet, and whose request is the last one that the client has sent so far. An idle connection stays
-        open until its next response. May be called repeatedly."""
+        """Makes the connection close after a response with the header `Connection: close`. This is the first response
+        that meets both conditions:
+
+        - The response has not started yet.
+        - No later request has arrived on the connection. (A client can send several requests before it has the first
+          response.)
+
+        An idle connection stays open until its next response. May be called repeatedly."""
         ...
 
     def abort(self) -> None:
@@ -136,7 +141,8 @@ class ConnectionContext:
     client: tuple[str, int] | None
     """Address and port of the peer. None: unknown. An IPv4 address has the form 192.0.2.1, even on an IPv6 socket."""
     proxies: TrustedProxies | None
-    """All trusted reverse proxies, if the peer is one of them, or if the peer's address is unknown. Otherwise None."""
+    """The worker's `proxies`, if the peer counts as a trusted proxy: the peer is one of `proxies`, or the peer's
+    address is unknown. None if the peer does not count as one. The X-Forwarded headers of requests are then ignored."""
 
     @property
     def address_for_limits(self) -> str | None:
@@ -153,8 +159,8 @@ class ConnectionContext:
     def for_transport(
         cls, worker: WorkerContext, transport: asyncio.Transport, connection: EvictableConnection
     ) -> Self:
-        """Returns the context of the new connection `connection`. When the unsent budget is used up, it may evict
-        `connection` if the client receives nothing."""
+        """Returns the context of the new connection `connection`. When the unsent budget is used up, the budget may
+        evict connections whose clients receive nothing. `connection` can be one of them."""
         is_tls = transport.get_extra_info("sslcontext") is not None
         sock: socket.socket | None = transport.get_extra_info("socket")
         client = None if sock is None else _address(sock.getpeername)

@@ -11,7 +11,8 @@ from registry.server.process.systemd import Notifier
 
 
 class FixedConfiguration:
-    """A `ConfigurationSource` for a server without a configuration: a reload only reads the certificates again."""
+    """A `ConfigurationSource` for a server without a configuration. Its proposal is always empty. So a reload changes
+    no setting, and only reads the certificates again."""
 
     def propose(self) -> Proposal:
         return Proposal(b"", "")
@@ -35,8 +36,8 @@ class LiveChangeOptions:
     """What the old version of the program has passed to this version at a restart, such as its sockets and workers. A
     restart executes the new version in the same process (execve(2)). None: this is an ordinary start."""
     counts_memory: tuple[int, str] | None = None
-    """The file descriptor of the shared memory with the application's counters, and a text that identifies the
-    layout of this memory. After a restart, the new version of the program continues the counters. None: the counters
-    start from 0."""
+    """The memory of the application's counts: the file descriptor of the shared memory that contains the counts, and a
+    text that identifies the layout of this memory. After a restart, the new version of the program continues the
+    counts. None: the counts start from 0."""
     notifier: Notifier = field(default_factory=lambda: Notifier(None))
     """Reports the state of the server to the service manager. The default reports nothing."""

@@ -137,8 +137,8 @@ result of its method `id_bound`. `{0}`: prefix of the column names."""
 
 
 class _Position(NamedTuple):
-    """Position of a line in the merged order of both tables. Newer lines come earlier on the pages, and have greater
-    positions.
+    """Position of a line in the merged order of both tables. Positions compare like tuples. Pages list the lines from
+    the greatest position to the least.
 
     `at`: the line's time. `is_audit`: True if the line is in the table `audit`, False if it is in `tag_history`.
     `row_id`: the line's row id in its table."""
@@ -163,8 +163,8 @@ class _Position(NamedTuple):
 
     def id_bound(self, in_audit: bool) -> int:
         """Returns a bound for the row ids of one table: the table `audit` if `in_audit` is true, otherwise
-        `tag_history`. Of the table's lines with the time `at`, those with row ids below the bound come after this
-        position."""
+        `tag_history`. On the pages, a line of this table with the time `at` comes after this position if the line's
+        row id is below the bound."""
         if in_audit is self.is_audit:
             return self.row_id
         # Of lines with the same time, those of `audit` come before those of `tag_history`.
@@ -184,7 +184,8 @@ def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]
     line shows that more lines follow the page."""
     start_position = _BEFORE_ALL_LINES if query.before is None else _Position.parse(query.before)
     if query.until is not None:
-        # The new position comes after all lines with the time `until`, so the page has only older lines.
+        # Of lines with the same time, those of `tag_history` come last, and all row ids are above 0. So all lines with
+        # the time `until` come before the position (until, False, 0). Only older lines come after this position.
         start_position = min(start_position, _Position(query.until, is_audit=False, row_id=0))
     target, part = split_target(query.target or "")
     values: dict[str, str | float | None] = {
