@@ -19,8 +19,9 @@ IMPORT_PROGRAM: Final = "entrepot import"
 class ContentBroken(RegistryError):
     """Content is missing or damaged at the old registry, or this registry does not accept the type of the content.
 
-    `path_to_broken`: if a manifest below an index is broken, the digests of the manifests on the path from the index
-    (left out) to the broken manifest (the last digest). Otherwise empty.
+    `path_to_broken`: the digests of the manifests on the path from an index to the broken manifest. The first digest is
+    that of a child of the index. The last digest is that of the broken manifest. Empty if no manifest below an
+    index is broken.
     """
 
     code = "CONTENT_BROKEN"
@@ -97,8 +98,12 @@ class ImportRecords(Protocol):
         now.
 
         `tags`: for each tag, the time at which it was set at the old registry, in seconds since 1970. The *push time*
-        of a tag is the time of its last push. This method sets the push time of each tag back from the time of the
-        import: to the time at the old registry, or to the time of the tag's previous change in this registry if that
-        change is later. Skips a tag that no longer points at the manifest, or that was pushed again after the import.
+        of a tag is the time of its last push. The import has set the push time to the time of the import. This
+        method sets the push time back to the later of these two times:
+
+        - the time at which the tag was set at the old registry
+        - the time of the tag's last change in this registry before the import, if there is one
+
+        Skips a tag that no longer points at the manifest, or that was pushed again after the import.
         The history of tags keeps the time of the import."""
         ...

@@ -56,11 +56,15 @@ class ManifestDetails:
         self._upstream_tags = upstream_tags
 
     async def read(self, repo: RepositoryName, reference: Reference, platform: str | None) -> ManifestView:
-        """Returns the details of a manifest. `platform` selects the image of an index that is shown: the name of the
-        platform, such as `linux/arm64`, or the digest of the image; None: the default of `choose_platform`. Raises
-        NameUnknown, and ManifestUnknown if there is no such manifest or the index does not list the image."""
+        """Returns the details of a manifest. Raises NameUnknown. Raises ManifestUnknown if there is no such manifest,
+        or if the manifest is an index that does not list the image.
+
+        `platform`: if the manifest is an index, selects which of its images is shown. It is the name of the image's
+        platform, such as `linux/arm64`, or the digest of the image. None selects the default of `choose_platform`."""
         frozen = await self.find_frozen_digest(repo, reference)
         manifest = await self._registry.get_manifest(repo, frozen or reference)
+        # `summary`: what the bytes of the manifest say. `facts`: what the store records about the manifest, such as its
+        # tags and pulls. `overview`: the platforms, and whether the manifest is signed, has an SBOM and is attested.
         summary = await self._reader.summarize(manifest)
         facts = await self._listing.manifest(repo, manifest.digest)
         overview = (await self._overviews.read(repo, [facts], {manifest.digest: summary}))[manifest.digest]

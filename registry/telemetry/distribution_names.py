@@ -47,8 +47,8 @@ ACTIONS: Final[Mapping[str, str]] = {
     "repositories": "Walk",
     "tags": "List",
 }
-"""Maps operations of the `Registry` interface to Distribution's storage actions: to the action that does most of the
-work of the operation."""
+"""Maps operations of the `Registry` interface to Distribution's storage actions. The storage action is the one that
+does most of the work of the operation."""
 _PROXY_TYPES: Final[Mapping[str, str]] = {"blobs": "blob", "manifests": "manifest"}
 """Maps Entrepot's routes for mirrored content to the values of Distribution's label `type`."""
 _DRIVER: Final = "filesystem"

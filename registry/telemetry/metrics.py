@@ -141,8 +141,8 @@ class Metrics:
         self.events.attach_memory(self.cells, self.webhooks)
 
     def _add_sources(self, plan: CellPlan) -> int:
-        """Adds the sources to `plan`. A *source* is a cell whose number `CellPlan.add_to_series` adds to the cells of
-        several series, so that a process writes only one cell.
+        """Adds the sources to `plan`. A *source* is a cell whose value also counts in other cells. To save time, a
+        process writes the value only to the source. `CellPlan.add_to_series` later adds the value to the other cells.
 
         Reserves sources for the requests that the response cache answers: one for each combination of route, method and
         bucket of the response's size. These requests have the status 200, and count in the first bucket of the
@@ -159,8 +159,8 @@ class Metrics:
                 for bucket in range(len(SIZES) + 1):
                     plan.add_source(cell, *common_cells, response_sizes_cell + bucket)
                     cell += 1
-            # A request adds its bytes only to the counters of bytes. So each of these counters is the source of the sum
-            # in a histogram of sizes.
+            # A process adds the bytes of a request only to the counters of bytes, not to the sums in the histograms of
+            # sizes. So each counter of bytes is a source: its value is added to the sum in one of the histograms.
             plan.add_source(self.sent_bytes.cell(route), self.response_sizes.sum_cell(response_sizes_cell))
             plan.add_source(self.received_bytes.cell(route), self.request_sizes.sum_cell(request_sizes_cell))
         return first_cell
@@ -168,7 +168,8 @@ class Metrics:
     def cached_answers_cell(self, route: str, method: str, size: int) -> int:
         """Returns the cell to which a process adds 1 for each request that the response cache answers. `size`: size of
         the response's body in bytes. `CellPlan.add_to_series` adds the cell to all series that count the request."""
-        # The reserved cells of a route and method have the order of the buckets, so `bucket_cell` works for them.
+        # `bucket_cell` adds the index of the bucket to a first cell. It also works for the reserved cells, because the
+        # cells of a route and method are consecutive: one for each bucket, in the order of the buckets.
         position = ROUTES.index(route) * len(_CACHED_METHODS) + _CACHED_METHODS.index(method)
         return self.response_sizes.bucket_cell(self._first_cached_answers_cell + position * (len(SIZES) + 1), size)
 

@@ -30,9 +30,11 @@ class VisitorRights:
 
 
 async def find_visitor_rights(caller: Caller, name: RepositoryName) -> VisitorRights:
-    """Returns what the visitor may do with a repository. `name`: the repository's stored name
-    (`registry.admin.repository_rights`). Use the result only to decide which actions a page offers. The routes that
-    change a repository check the rights again."""
+    """Returns what the visitor may do with a repository. `name`: the repository's *stored name*, its name in
+    the store. The visitor may have requested the repository under another name (`registry.admin.repository_rights`).
+
+    Use the result only to decide which actions a page offers. The routes that change a repository check the rights
+    again."""
     return VisitorRights(
         may_push=await _is_allowed(require_pushable(caller, name)),
         may_delete=await _is_allowed(require_deletable(caller, name)),

@@ -42,9 +42,11 @@ def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
 
 def _resolve_on_origin(url: str, link: str) -> str | None:
     """Resolves `link` relative to `url`. Returns a URL with the origin of `url`, and the path and query of the result.
-    Returns None if `link` is not valid, or if the path does not begin with `/`. A path without `/` could change the
-    host: the link `x:.evil.test/p` has the path `.evil.test/p`, and `https://far.test` followed by this path has the
-    host `far.test.evil.test`."""
+    Returns None if `link` is not valid, or if the path does not begin with `/`.
+
+    In the returned URL, the path follows the host directly. So a path that does not begin with `/` could change the
+    host. For example, the link `x:.evil.test/p` has the path `.evil.test/p`. The origin `https://far.test` and this
+    path would give the URL `https://far.test.evil.test/p`."""
     base = urlsplit(url)
     try:
         target = urlsplit(urljoin(url, link))

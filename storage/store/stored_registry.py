@@ -54,7 +54,8 @@ class StorageHealth:
     """The functions that a `StoredRegistry` calls for its disk and its data directory.
 
     - `problem`: implements `StoredRegistry.storage_problem`.
-    - `retire`: implements `StoredRegistry.retire`. None: the metadata was opened for changes, not read-only.
+    - `retire`: implements `StoredRegistry.retire` if the metadata was opened read-only. None: the metadata was opened
+      for changes, and `StoredRegistry.retire` does nothing.
     - `refusal`: implements `StoredRegistry.push_refusal_reason`.
     - `free_bytes`: implements `StoredRegistry.free_bytes`.
     - `directory_problem`: implements `StoredRegistry.directory_problem`."""
@@ -320,7 +321,7 @@ class StoredRegistry:
         sparse: bool = False,
         condition: Condition | None = None,
     ) -> Descriptor:
-        is_immutable = self.immutable_tags.in_repository(repo)  # says of each tag of `repo` whether it is immutable
+        is_immutable = self.immutable_tags.in_repository(repo)  # a function: is this tag of `repo` immutable?
         await self.metadata.put_manifest(repo, manifest, tags, by, sparse, condition, is_immutable)
         return manifest.descriptor
 
@@ -332,7 +333,7 @@ class StoredRegistry:
     async def delete_manifest(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
     ) -> None:
-        is_immutable = self.immutable_tags.in_repository(repo)  # says of each tag of `repo` whether it is immutable
+        is_immutable = self.immutable_tags.in_repository(repo)  # a function: is this tag of `repo` immutable?
         await self.metadata.delete_manifest(repo, digest, by, restorable, is_immutable)
 
     async def delete_tag(

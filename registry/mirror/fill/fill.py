@@ -1,15 +1,16 @@
 """Downloads one blob from an upstream registry for any number of readers in several processes (`Fill`).
 
 A *fill* is the work of one process to get one blob. The bytes are written into a *partial blob*, a file that all
-processes can read. Each process that has readers for a blob has one fill of the blob. Only one of these fills
+processes can read. Each process that has readers for a blob has a fill of the blob. Only one of these fills
 downloads: it is the *owner* of the partial blob. The fills of the other processes are its *followers*: they wait for
 the bytes. If the owner dies, a follower becomes the owner and downloads the bytes that are still missing. A fill
 continues after the request that started it has ended.
 
-Usually all repositories of the upstream use the same fill of a blob, the *shared* fill. Its owner requests the bytes
-from one of these repositories. If the upstream does not respond, the other repositories use a second fill, the
-*separate* fill. The separate fill has a partial blob of its own, and its owner requests the bytes from one of the other
-repositories. So at most two requests without a response are running for a blob in all processes.
+Usually a process uses one fill of a blob, the *shared* fill, for all repositories of the upstream. The owner of the
+partial blob requests the bytes from one of these repositories. If the upstream does not respond, the process uses a
+second fill, the *separate* fill, for the other repositories. The separate fill has a second partial blob. The owner of
+this partial blob requests the bytes from one of the other repositories. Until the upstream responds, at most one
+request is running for each of the two partial blobs, so at most two are running in all processes.
 """
 
 from __future__ import annotations
@@ -107,8 +108,8 @@ class Fill:
     @property
     def _must_keep_partial(self) -> bool:
         """Whether readers may have got bytes of the partial blob. The fill must then not replace the partial blob,
-        because one response must not mix the bytes of two partial blobs. A reader may get bytes that an earlier owner
-        stored, even before the upstream responds."""
+        because one response must not mix the bytes of two partial blobs. Once the upstream has started to send, every
+        reader may have got bytes. Before that, a reader may have got bytes that an earlier owner stored."""
         is_read = any(file.may_have_been_read and file.partial is self._partial for file in self._reader_files)
         return is_read or self.has_response_or_ended
 
@@ -136,8 +137,8 @@ class Fill:
         """Waits until the upstream starts to send, and returns True. Returns False if the fill has ended and the blob
         is stored. If the fill has failed, raises its error.
 
-        If the partial blob was just committed or deleted, waits until the fill has ended. So if the bytes are wrong,
-        the caller gets the error before it sends a byte."""
+        If the partial blob was just committed or deleted, waits until the fill has ended. The partial blob may have
+        been deleted because its bytes are wrong. The caller then gets the fill's error before it sends a byte."""
         await self._response_or_end.wait()
         if self._partial is not None and not self.has_ended and self._partial.has_ended:
             await self._ended.wait()
@@ -169,7 +170,7 @@ class Fill:
         with self.demand.waiting(offset):
             while not self.has_ended:
                 partial, change_count = file.partial, self._owner_change_count
-                if partial is not self._partial:  # the file was not replaced, because the reader has got bytes of it
+                if partial is not self._partial:  # the fill has a new partial blob, but this reader has the old file
                     raise PartialBlobLost
                 try:
                     end = await partial.wait(offset)
@@ -352,7 +353,8 @@ class Fill:
                 await download.run()
                 break
             except NoClients:
-                if not self.demand.needs_blob():  # otherwise a client or a pull needs the blob again
+                # If a client or a prefetch has requested the blob in the meantime, the download continues.
+                if not self.demand.needs_blob():
                     raise
             except BlobLengthWrong:
                 # The stored bytes may be an error page. But this is not recorded as a fault of the URL that sent them,

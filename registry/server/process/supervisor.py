@@ -33,8 +33,8 @@ from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_log import log
 
 _FIRST_BACKOFF_SECONDS = 0.1
-"""The first *back-off*: a pause before the restart of a worker that dies repeatedly. The first restart has no back-off,
-the second restart has this back-off, and each later restart has twice the back-off of the restart before it."""
+"""The shortest *back-off*. A back-off is a pause before the restart of a worker that dies repeatedly. The first restart
+has no back-off. The second restart has this back-off. The back-off then doubles with each further restart."""
 _MAX_BACKOFF_SECONDS = 10.0
 """The longest back-off."""
 _STABLE_SECONDS = 10.0
@@ -85,7 +85,8 @@ class Supervisor:
         os.set_blocking(self._signal_writer, False)
         self._alive_pipe = os.pipe() if change_options.handover is None else change_options.handover.alive_pipe
         """The reading and the writing end of a pipe to which nothing is written. Only the supervisor keeps the writing
-        end. The workers watch the reading end, and notice the end of the pipe when the supervisor dies."""
+        end. When the supervisor dies, the kernel closes the writing end. The workers watch the reading end, and notice
+        that no writing end is open any more."""
         # Not epoll: a forked child would share the parent's set of descriptors.
         self._selector = selectors.PollSelector()
         self._pool = WorkerPool(
@@ -353,8 +354,8 @@ class Supervisor:
                 control=None if control is None else control.listener.fileno(),
                 waiting=[] if control is None else [sock.fileno() for sock in control.waiting_connections],
                 workers=[describe_worker(worker) for worker in self._pool.workers.values()],
-                facts=successor.facts,
-                counts=self._change_options.counts_memory,
+                facts=successor.facts,  # about this version; the new version checks them
+                counts=self._change_options.counts_memory,  # the shared memory with the application's counters
             ),
             self._must_stop,
         )

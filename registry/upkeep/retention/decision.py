@@ -14,8 +14,9 @@ from storage.retention import TagFacts, TagPosition, UnusedSince
 
 MIN_UNTAGGED_SECONDS: Final = 3600.0
 """An untagged manifest is kept for at least this time after its last push or pull. A client pushes the manifests of an
-index before the index, so these manifests are untagged for a while. For a manifest that the repository already has,
-some clients send only a HEAD request, which counts as a pull."""
+index before the index, so these manifests are untagged for a while. If the repository already has one of these
+manifests, some clients do not push it again, but only send a HEAD request. This request counts as a pull, so it also
+keeps the manifest for this time."""
 
 
 @dataclass(frozen=True, slots=True)

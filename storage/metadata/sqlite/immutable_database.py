@@ -37,12 +37,13 @@ DISK_FULL_TEXT = (
 """Text of the StorageFull in these cases:
 
 - The database is open only for reading, and a change is refused.
-- The database cannot be opened, because the caller has to change it, or because another process is writing."""
+- The caller needs the database for changes, and the disk has too little space to open the database for changes.
+- The database cannot be opened for reading, because another process is writing."""
 _LOG_NOT_EMPTY_TEXT = (
     "the disk is full, and there is no room to open the database; reads do not work either, because the write-ahead "
     "log of the database is not empty"
 )
-"""Text of the StorageFull if the database cannot be opened for reading either."""
+"""Text of the StorageFull if the database cannot be opened for reading, because its log is not empty."""
 _RETIRED_TEXT = "the database was just opened again for writing; retry the request"
 """Text of the StorageFull that refuses reads after `ImmutableDatabase.retire`."""
 
@@ -50,9 +51,13 @@ _RETIRED_TEXT = "the database was just opened again for writing; retry the reque
 class ImmutableDatabase:
     """The database without its log, open for reading on the connection `db`.
 
-    An ImmutableDatabase takes the place of three objects, and has their methods: `DataVersion` (a call returns the data
-    version), `SharedReadTransaction` (`connection_at`) and `CommitThread` (`run`, `has_same_rights`). The *data
-    version* is a value that every commit to the database changes.
+    An ImmutableDatabase takes the place of three objects that are used if the database is opened normally. It has their
+    methods:
+
+    - `DataVersion`: a call returns the *data version*, a value that every commit to the database changes.
+    - `SharedReadTransaction`: `connection_at` returns the connection for reads.
+    - `CommitThread`: `run` is for changes, which are refused here. `has_same_rights` compares the access rights at two
+      data versions.
 
     Before you make this object, close all connections of this process to the database file. A process that closes any
     descriptor of a file loses all its POSIX locks on the file, and SQLite uses POSIX locks."""
@@ -106,7 +111,8 @@ class ImmutableDatabase:
         return refused
 
     def has_same_rights(self, before: object, after: object) -> bool:
-        """Returns False, so that the caller reads the access rights again."""
+        """Returns whether the access rights at the data versions `before` and `after` are known to be the same. Always
+        returns False, so that the caller reads the access rights again."""
         return False
 
 

@@ -1,4 +1,9 @@
-"""The searches of the index: repositories by name, tags, labels and annotations, and digests.
+"""The searches of the index. They find:
+
+- repositories by their names
+- tags
+- manifests by their labels and annotations
+- manifests and blobs by their digests
 
 The index may still have rows of deleted content. Each search joins the rows of the index with the tables of the
 content, and thereby finds only content that exists. The functions take the arguments of
@@ -39,9 +44,9 @@ GROUP_CHARACTERS: Final = 3
 """Number of characters in a *group*. The full-text index of names is a trigram index: a search finds a name by groups
 of three consecutive characters."""
 MAX_PATTERNS: Final = 16
-"""Largest number of patterns of repository names that a search for names adds to its query of the index
-(`_pattern_expression`). The patterns are the person's rights. If there are more patterns, the search reads the matching
-names of all repositories, and leaves out the names that the person may not see."""
+"""A person's rights are patterns of repository names. If there are at most this number of patterns, a search for names
+adds the patterns to its query of the index (`_pattern_expression`). If there are more patterns, the search reads the
+matching names of all repositories, and leaves out the names that the person may not see."""
 MAX_SHOWN_LABELS: Final = 8
 """Largest number of labels that a search returns for one manifest."""
 MAX_BLOBS: Final = 20
