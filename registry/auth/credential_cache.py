@@ -96,8 +96,8 @@ class CredentialCache:
 
 
 def header_of(credential: Basic | Bearer) -> bytes:
-    """Returns the Authorization header for a credential in its usual form, from which the cache key of an entry is
-    made.
+    """Returns the usual form of the Authorization header for a credential. The cache keys of all entries are made from
+    headers in this form.
 
     A client can send the header in another form, such as `bearer` in lower case. A lookup with the header as the client
     sent it then finds nothing, and a second lookup, after the header was parsed, uses the usual form.

@@ -20,8 +20,9 @@ from storage.names import Digest, ImageReference, RepositoryName, Tag
 PAGE_SIZE = 1000
 """Number of tags or referrers in each page that is read from the registry."""
 IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
-"""Media types of the configs of ordinary images. The text summary does not show an artifact type that equals one of
-these media types: a manifest without an artifact type has the media type of its config as its artifact type."""
+"""Media types of the configs of ordinary images. If a manifest states no artifact type, `Manifest.artifact_type` is the
+media type of its config. So the `artifactType` of an ordinary image is one of these media types. The text summary does
+not show it then."""
 MAX_LISTED = 20
 """Maximum number of tags that the text summary lists, and maximum number of referrers. The summary shows how many
 others there are."""
@@ -136,7 +137,7 @@ async def _platform_and_created(
 
 
 def _platform_option(platform: object) -> str | None:
-    """Returns the platform in the form of docker's option `--platform`, such as `linux/arm64/v8`. `platform`: a JSON
+    """Formats a platform as a text such as `linux/arm64/v8`, as in docker's option `--platform`. `platform`: a JSON
     object with the fields `os`, `architecture` and `variant`, each of which may be missing. Returns None if
     `platform` is not an object or has none of these fields."""
     if not isinstance(platform, dict):

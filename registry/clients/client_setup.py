@@ -72,7 +72,7 @@ class MirroredHost:
     """The URL from which the client would pull without this registry."""
     has_short_names: bool = True
     """Whether this registry serves repository names without an upstream, such as `library/ubuntu`, from this upstream.
-    docker sends such names to its mirror, and means Docker Hub."""
+    When docker asks its mirror for an image of Docker Hub, the request contains such a name."""
 
 
 def mirrored_hosts(upstream: Upstream) -> list[MirroredHost]:

@@ -31,8 +31,8 @@ CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
 """Key in `scope["extensions"]` that our server sets when it calls `answer_at_once`. The value is a dictionary."""
 _CACHE_AS: Final = "cache_as"
 """Key in the dictionary of `CACHED_ANSWER_EXTENSION`. `AnswerCache.find` sets it if the answer should be cached. The
-value is a pair: the cache key for the answer, and the store's version before the answer is made. The cache never
-returns the answer for another version of the store."""
+value says under what to cache the answer. It is a pair: the cache key for the answer, and the store's version before
+the answer is made. The cache never returns the answer for another version of the store."""
 CACHE_BYTES: Final = 24 * 1024 * 1024
 """Approximate size of all answers that a process caches. This is enough for the manifests of 10,000 tags."""
 LARGEST_BODY_BYTES: Final = 64 * 1024
@@ -64,7 +64,7 @@ class CachedAnswer:
       for each response. Both are empty once the server has encoded them in `rendered`.
     - `principal_name`: the name of the principal that the answer is for.
     - `has_account`: whether this principal is an account.
-    - `pull`: the manifest that a request with this answer pulls; None: the request pulls no manifest.
+    - `pull`: each request that gets this answer is a pull of this manifest. None: such a request is not a pull.
     - `kind`, `repo` and `resource_id`: the resource, as in `Exchange`."""
 
     headers_before_id: list[Header]

@@ -2,7 +2,7 @@
 requests with the HTTP client that mirrors use. `RequestRetries` repeats failed requests, and ends the import if the old
 registry is down or refuses the login.
 
-A response "not found" proves that the old registry lacks the content only if its body has the error code of a registry.
+If the body of a response "not found" has the error code of a registry, the old registry itself lacks the content.
 Without this code, the response may come from a proxy or firewall in front of the old registry, and the client raises an
 `Unconfirmed` error. The client also raises an `Unconfirmed` error if a request was refused because it had no login.
 """
@@ -50,8 +50,8 @@ from storage.partials import discard_if_nearly_empty
 from storage.store.stored_registry import StoredRegistry
 
 MAX_CATALOG_PAGES: Final = 20_000
-"""Largest number of pages that are read of the list of repositories: a faulty registry may send pages without an end.
-With 100 names in each page, the limit allows two million repositories."""
+"""Largest number of pages that the list of repositories may have. The limit is necessary because a faulty registry may
+send pages without an end. With 100 names in each page, the limit allows two million repositories."""
 PAGE_SIZE: Final = 1000
 """Largest number of tags or referrers that are requested in one page."""
 _NAMES_HINT: Final = "write their names into a file, one per line, and pass it with --repositories FILE"
@@ -258,8 +258,9 @@ class RemoteRegistry:
                 raise PartialBlobLost("another process downloads this blob from the old registry")
             if not partial.missing():
                 # An earlier import got all bytes, possibly for another repository. The old registry has to confirm that
-                # this repository has the blob; otherwise, `resolve_blob` raises BlobUnknown. The check of the size
-                # detects a login page with status 200.
+                # this repository has the blob; otherwise, `resolve_blob` raises BlobUnknown. A proxy may answer
+                # every request with a login page and status 200. `resolve_blob` then returns the size of this page,
+                # which usually differs from the size of the blob.
                 stated_size = (await self._client.resolve_blob(repo, blob.digest)).size
                 if stated_size != blob.size:
                     raise SizeInvalid(f"{self.host} states {stated_size} bytes")
@@ -283,4 +284,6 @@ class RemoteRegistry:
         return ContentBroken(f"{self.host} does not {verb} the blob {digest}")
 
     def _hidden_referrers_error(self, error: NameUnknown) -> ContentBroken:
+        """Returns the error for a list of referrers that the old registry, or a proxy or firewall in front of it, does
+        not give out."""
         return ContentBroken(f"{self.host} does not show its referrers, such as signatures: {error.message}")

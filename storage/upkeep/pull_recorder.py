@@ -6,8 +6,8 @@ killed, the counts that it has not stored yet are lost.
 Each commit to the store empties the response caches of all processes. To empty the caches only once in `STORE_SECONDS`,
 all processes store their counts at the same times: the multiples of `STORE_SECONDS`.
 
-The recorder also records at which times it runs, because retention counts only these times
-(`storage.recorded_periods`).
+The recorder also records at which times it runs. Retention keeps an image that was pulled within a given time, such as
+30 days. These days include only the times in which a recorder ran (`storage.recorded_periods`).
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class PullRecorder:
         """The count of each manifest, by its repository's name and its digest."""
         self._is_full = asyncio.Event()
         self._marked_interval = -1.0
-        """The time of the last record of `mark_pulls_recorded`, in whole intervals of `MARK_SECONDS` since 1970; -1.0
-        before the first record."""
+        """The number of the interval in which `mark_pulls_recorded` made its last record. The intervals have
+        `MARK_SECONDS`, and are counted from 1970. -1.0 before the first record."""
 
     def count(self, pull: Pull) -> None:
         """Counts a pull. Ignores it if the manifest has no count yet and `capacity` is reached. Takes less than a

@@ -66,8 +66,8 @@ class Quarantine:
     StorageFull and StorageFailed.
 
     A method with the parameter `on_read` reads bytes. It calls `on_read` after each part of the bytes, with the size of
-    the part, and raises the errors of `on_read`. `on_read` may wait, to limit the rate of the reads. The method may
-    also raise BytesForbidden."""
+    the part, and raises the errors of `on_read`. `on_read` may wait, to limit the rate of the reads. A method with
+    `on_read` raises BytesForbidden if this process has no permission to read the bytes."""
 
     def __init__(self, blobs: BlobStore, damage: DamageRecords, locks: DigestLocks) -> None:
         self._blobs = blobs

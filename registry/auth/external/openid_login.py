@@ -183,8 +183,9 @@ class OpenIDLogin:
             task.exception()  # marks the exception as retrieved, because a cancelled caller does not await the task
 
     async def _check_response(self, response: AuthorizationResponse, sealed: str, by: Actor) -> tuple[Identity, str]:
-        """Checks the provider's response to a login. Returns the identity, and the path to which the browser goes next
-        (`LoginAttempt.back`). Records a failure in the audit log. Raises LoginFailed, StorageFull, StorageFailed."""
+        """Checks the provider's response to a login. Returns the identity, and the return path: the path to which the
+        browser goes next. `LoginAttempt.back` is the argument `return_path` of `begin`. Records a failure in the audit
+        log. Raises LoginFailed, StorageFull, StorageFailed."""
         try:
             attempt = self._open_attempt(response, sealed)
             claims = await self._fetch_claims(response, attempt, by)
@@ -312,8 +313,8 @@ class OpenIDLogin:
 
     async def _reason_not_to_create(self, name: AccountName) -> str:
         """Returns why a login must not create the account `name`; empty: the login may create it. A login must not
-        create an account whose name is in the htpasswd file: the new account would get the rights of the file's
-        account, which may belong to another person."""
+        create an account whose name is in the htpasswd file. The new account would get the rights of the account in the
+        file, but the account in the file may belong to another person."""
         if self._htpasswd is None:
             return ""
         file = await self._htpasswd.read_current()

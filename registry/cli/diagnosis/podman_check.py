@@ -102,7 +102,10 @@ def _entry_for(entries: list[RegistryEntry], name: str) -> RegistryEntry | None:
 
 
 def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: TargetRegistry) -> list[Finding]:
-    """Checks whether podman pulls the images of a host through the registry. Returns the findings."""
+    """Checks whether podman pulls the images of a host through the registry. Returns the findings.
+
+    `host.prefix` is the host in the image names. The prefix of an entry (`RegistryEntry.prefix`) can be longer or
+    shorter than this host."""
     lines = target.content_for(DROP_IN)
     entry = _entry_for(entries, f"{host.prefix}/some/app")
     if entry is None:
@@ -155,16 +158,22 @@ def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: TargetRegis
 
 
 def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: TargetRegistry) -> Iterator[dict[str, Any]]:
-    """Yields the sources of an entry (see `_check_mirrors`) that lead to this registry's mirror of the host. For
-    example, if the entry is for `registry.corp/team` and the upstream's name in the settings of this registry is
-    `corp`, these are the sources with the location `HOST/registry.corp/team` or `HOST/corp/team`. HOST is the host of
-    this registry."""
+    """Yields the sources of an entry (see `_check_mirrors`) that lead to this registry's mirror of the host. Such a
+    source has one of these locations. HOST is the host of this registry, and /PATH is the prefix of the entry without
+    `host.prefix` at its beginning.
+
+    - `HOST/UPSTREAM/PATH`. UPSTREAM is the name of the upstream in the settings of this registry.
+    - `HOST/PREFIX/PATH`. PREFIX is `host.prefix`.
+    - `HOST`, if /PATH is empty and the upstream is the default upstream.
+
+    Example: the entry is for `registry.corp/team`, `host.prefix` is `registry.corp`, and the upstream is named `corp`.
+    The locations are `HOST/corp/team` and `HOST/registry.corp/team`."""
     path_below_host = entry.prefix.removeprefix(host.prefix)
     registry_locations = {
         f"{target.address.host}/{host.upstream}{path_below_host}",
         f"{target.address.host}/{host.prefix}{path_below_host}",
     }
-    # This registry takes an image name without a host for an image of the default upstream.
+    # If an image name has no host, this registry uses the default upstream.
     if target.default_upstream == host.upstream and not path_below_host:
         registry_locations.add(target.address.host)
     for source in [*(entry.values.get("mirror") or []), entry.values]:

@@ -83,8 +83,8 @@ def serve(
         code, failure = Supervisor(options, workers, change_options, on_ready).run()
     else:
         if (limit := listener_options.per_address_limit) is not None:
-            # Each worker has a column of the counters (`SharedCounters`). A supervisor claims the columns of its
-            # workers.
+            # Each worker counts its connections in its own table of counters, its *column* (`SharedCounters`). With
+            # several workers, the supervisor claims the columns. Here is no supervisor, so this process claims its own.
             limit.set_own_column(limit.claim_column())
         reloads = SingleProcessReloads(change_options, on_ready or (lambda: None))
         worker = Worker(options, reloads.announce_ready, on_start=reloads.start)

@@ -20,7 +20,8 @@ _REPOSITORIES_PER_PAGE = 500
 
 
 class NumberedRule(NamedTuple):
-    """A rule and its number in the settings, counted from 1. `settings`: the rule itself."""
+    """A rule of the settings. `number`: its number in the list of rules, counted from 1. `settings`: the values of the
+    rule, such as its patterns for names of repositories."""
 
     number: int
     settings: RetentionRule
@@ -98,7 +99,8 @@ class RetentionJudge:
         Begins after the tag name `after`; None: begins with the first tag. One read of the store returns all tags of a
         page."""
         oldest_kept = await self._retention.nth_newest(repo, rule.keep_last) if rule.keep_last else None
-        # `keep_pulled_within` counts only the time in which a server recorded pulls: nobody can pull without a server.
+        # The time of `keep_pulled_within` includes only times in which a server recorded pulls. At other times no pull
+        # is recorded, so a missing pull does not show that an image is unused.
         recorded = await self._retention.recorded_periods()
         pulls_since = recorded.start_of_window(rule.keep_pulled_within, now)
         is_immutable = self.immutable_tags.in_repository(repo)
@@ -119,7 +121,9 @@ class RetentionJudge:
 
 
 class UnmatchedPatterns:
-    """Finds the patterns in the rules that match no repository of their rule. Such a pattern is probably mistyped."""
+    """Finds patterns without effect. The caller passes each repository, and the rule that applies to the repository, to
+    `on_repository`. A pattern of a rule is *unmatched* if it matches none of the repositories to which this rule
+    applies. Such a pattern is probably mistyped."""
 
     def __init__(self, rules: Sequence[NumberedRule]) -> None:
         self._unmatched = [(rule, NamePattern(pattern)) for rule in rules for pattern in rule.settings.repositories]

@@ -30,8 +30,9 @@ from storage.tag_rules import IsImmutable, nothing_immutable
 
 MAX_TAGS_WITHOUT_LOCK: Final = 64
 """If more than this number of tags need a manifest, or more than this number of indexes contain it, the process holds a
-lock while it changes the manifest. With the lock, the commit thread does not make many such changes in one long
-transaction. One push sets at most this number of tags (`registry.http.exchange.RequestLimits.tags_per_put`)."""
+lock while it changes the manifest. The commit thread puts waiting changes together into one transaction. Without the
+lock, one transaction could contain the changes of many such manifests, and would take long. One push sets at most this
+number of tags (`registry.http.exchange.RequestLimits.tags_per_put`)."""
 _MAX_CHANGED_TAGS: Final = 1000
 """Largest number of changes of tags that one transaction checks."""
 _TAGS_SET_AFTER_ENTRY: Final = """
@@ -81,8 +82,8 @@ class TargetManifest:
 
 @dataclass(frozen=True, slots=True)
 class NeedingTagsCheck:
-    """Refuses a change of a manifest that an immutable tag needs. `make_error` returns the error for the manifest and
-    the immutable tag."""
+    """Checks the tags that need a manifest, and refuses a change of the manifest if one of these tags is immutable.
+    `make_error` returns the error for the manifest and the immutable tag."""
 
     is_immutable: IsImmutable
     make_error: Callable[[TargetManifest, str], Denied]
@@ -131,8 +132,10 @@ class NeedingTagsCheck:
         """Checks the tags that were set after the entry `checked_to` of the tag history. Returns False if more than
         `_MAX_CHANGED_TAGS` tags were set. Raises Denied if an immutable tag among them needs the manifest.
 
-        Does not check tags that were set earlier, because `check_all` has checked them. They do not begin to need
-        the manifest later: all indexes that an immutable tag needs are stored, and clients cannot delete them."""
+        Does not check tags that were set earlier. `check_all` has found that none of their immutable tags needs the
+        manifest. None of these immutable tags begins to need the manifest later: for this, a client would have to push
+        an index that the tag needs and that is missing. But all indexes that an immutable tag needs are stored, and
+        clients cannot delete them."""
         rows: list[Any] = db.execute(
             _TAGS_SET_AFTER_ENTRY, (checked_to, target.repository_id, _MAX_CHANGED_TAGS + 1)
         ).fetchall()
@@ -160,8 +163,10 @@ class CheckedChange(Protocol):
     """A change of a manifest, to be called in a transaction."""
 
     def __call__(self, db: apsw.Connection, /, *, checked_to: int | None) -> bool:
-        """Makes the change and returns True. If `NeedingTagsCheck.check_in_transaction`, called with `checked_to`,
-        returns False, changes nothing and returns False."""
+        """If the change needs a check of tags, calls `NeedingTagsCheck.check_in_transaction` with `checked_to`.
+
+        - If this method returns False, because there are too many tags to check, changes nothing and returns False.
+        - Otherwise makes the change and returns True."""
         ...
 
 

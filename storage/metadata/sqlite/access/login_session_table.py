@@ -28,7 +28,9 @@ _SESSION = (
     "SELECT id, account, method, created, expires, seen, address, user_agent, version, stamp, groups, secret "
     "FROM login_session"
 )
-"""Reads the fields of `LoginSession`, and the hash of the session's secret (column `secret`)."""
+"""Reads the fields of `LoginSession`, and the hash of the session's secret (column `secret`). `version` is the version
+of the account at the login. `stamp` is a hash of the account's line in the htpasswd file, or of the settings of the
+OpenID provider. A session becomes invalid when the line or the settings change."""
 _SESSION_BY_ID = _SESSION + " WHERE id = ? AND expires > ?"
 _SESSIONS_OF_ACCOUNT = _SESSION + " WHERE account = ? AND expires > ? ORDER BY created DESC, id"
 _DELETE_EXCESS = """
@@ -36,8 +38,8 @@ DELETE FROM login_session WHERE id IN (
     SELECT id FROM login_session WHERE account = ?1 ORDER BY iif(seen <= ?2, seen, 0) DESC, created DESC, id
      LIMIT -1 OFFSET ?3)"""
 """Deletes the sessions of the account ?1, except the ?3 most recently used sessions (LIMIT -1: no limit). `seen` is the
-time of a session's last use. A time after ?2 was stored while the clock was ahead, and counts as 0, so that new
-sessions are not deleted instead."""
+time of a session's last use. A time after ?2 was stored while the clock was ahead. Such a time counts as 0. Otherwise
+the sessions with such times would stay, and new sessions with right times would be deleted."""
 
 
 def _session_from_row(row: tuple[Any, ...]) -> LoginSession:

@@ -1,7 +1,8 @@
 """Deletes the *leftovers*: the deliveries of webhooks that were removed from the settings.
 
 - A *delivery* is an event that waits to be sent to one webhook, or a dead letter: an event that was given up.
-- A *reader* is a webhook with a row in the table `event_reader`. When a webhook is removed, its row is deleted.
+- A webhook is called a *reader* while the table `event_reader` has a row for it. Only readers get deliveries of new
+  events. When a webhook is removed, its row is deleted.
 
 A webhook may have a million deliveries. Deleting them in one transaction would block all other changes for too long, so
 `delete_portion` deletes them in portions later. Until then, the look-ups of deliveries skip them (`IS_OF_READER`).
