@@ -75,8 +75,8 @@ def trace_id_of(headers: Iterable[Header]) -> str:
 
 
 def raw_path(scope: Scope) -> bytes:
-    """Returns the percent-encoded path of a request: `raw_path` in the scope, the path as the client sent it. If the
-    scope has no `raw_path`, encodes `path` in the scope, the decoded path."""
+    """Returns the percent-encoded path of a request. If the scope has `raw_path`, returns `raw_path`, which is the path
+    as the client sent it. Otherwise, percent-encodes `path`, in which the server has stored the decoded path."""
     raw: bytes | None = scope.get("raw_path")
     return raw if raw is not None else quote(scope["path"]).encode("ascii")
 

@@ -92,9 +92,14 @@ class RunningDownloads:
         """A context manager that holds a slot for a download. `visitor`: identifies the client
         (`registry.browse.repository_browser.visitor_of`).
 
-        Raises TooManyRequests if the visitor's downloads hold all slots that one visitor may have, or if no slot is
-        free. Before it raises, it ends one download with a slow client (`_SLOW_SECONDS`) if there is one, so that the
-        client can try again. In the first case, it ends only a download of the same visitor.
+        Raises TooManyRequests in two cases:
+
+        - The visitor's downloads hold all slots that one visitor may have.
+        - No slot is free.
+
+        If a running download has a slow client (`_SLOW_SECONDS`), this method ends the slowest such download before it
+        raises the error, so that the refused visitor can get a slot at the next attempt. In the first case, it ends
+        only a download of the same visitor.
 
         `RunningDownload.end` cancels the `async with` block. The `async with` statement then ends without an error."""
         own_downloads = [download for download in self._running if download.visitor == visitor]

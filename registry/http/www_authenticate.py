@@ -1,6 +1,11 @@
 """`Challenges` builds the WWW-Authenticate header of a 401. `Authenticator` is the interface of the object that
 authenticates requests.
 
+Two things are called scope here:
+
+- The *ASGI scope* (`Scope`, `exchange.scope`) is the dictionary in which the server describes a request.
+- The *token scope* (`scope_of`) is a text that says what a token must allow.
+
 Sources: RFC 6750, section 3 (Bearer challenges); RFC 9110, 11.6.1; Distribution's "Token Authentication Specification"
 for realm, service and scope.
 """
@@ -79,8 +84,8 @@ class Challenges:
 
 
 def scope_of(exchange: Exchange) -> str:
-    """Returns the scope that a token needs for this request, such as `repository:team/app:pull`. Returns an empty
-    string if a token with any scope is accepted."""
+    """Returns the token scope that this request needs, such as `repository:team/app:pull`. Returns an empty string if a
+    token with any token scope is accepted."""
     if exchange.kind == "catalog":
         return "registry:catalog:*"
     if not exchange.requested_name:

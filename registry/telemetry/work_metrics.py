@@ -1,6 +1,7 @@
 """`WorkMetrics` has the metrics of calls on the registry, logins, the database and upkeep. `EventMetrics` has the
 metrics of webhooks. A *call* on the registry runs a method of `storage.interface.Registry`. A metric counts in *cells*:
-numbers in memory that all processes share (`registry.telemetry.metric_families`)."""
+numbers in memory that all processes share (`registry.telemetry.metric_families`). Each process adds only to its own
+cells (`SharedCells.own`). When the metrics are read, the cells of all processes are added up."""
 
 from __future__ import annotations
 

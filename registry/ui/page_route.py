@@ -173,10 +173,11 @@ class PageRoute(APIRoute):
     """A route of a page. If the visitor has to log in, `form_pages` determines the page that is shown after the login:
 
     - If `form_pages` is empty: the requested page.
-    - Otherwise, `form_pages` has the paths of the pages with the form that this route receives. The page that sent the
-      form is shown if it is in `form_pages`, and otherwise the first page in `form_pages`."""
+    - If the page that sent the form is in `form_pages`: this page.
+    - Otherwise: the first page in `form_pages`."""
 
     form_pages: ClassVar[Sequence[str]] = ()
+    """The paths of the pages with the form that this route receives."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns a handler that calls FastAPI's handler of the route. The returned handler identifies the visitor,
@@ -219,7 +220,7 @@ class SlotlessRoute(PageRoute):
 
 class FormRoute(SlotlessRoute):
     """A route that receives a form. Its handler runs without a slot, because a form can arrive slowly, and hashing a
-    password takes long. A subclass sets `form_pages` for routes that have no page of their own."""
+    password takes long. If there is no page at the path of the route, use a subclass that sets `form_pages`."""
 
 
 async def page_response(request: Request, template: str, *, status_code: int = 200, **values: object) -> Response:
@@ -301,7 +302,7 @@ def _page_limits_key(visit: Visit, scope: Scope) -> str:
 
 @contextmanager
 def _registry_calls_as(visit: Visit, scope: Scope) -> Iterator[None]:
-    """Inside the `with` block, calls on the registry have the rights of the visitor."""
+    """A context manager: inside the `with` block, all calls on the registry are made with the visitor's rights."""
     assert visit.caller is not None
     actor = visit.caller.actor
     token = enter_request(RequestContext(visit.caller.principal, "", client_address(scope), actor.request_id))
@@ -391,7 +392,7 @@ def _error_values(status: int, error: Exception, request_id: str) -> dict[str, o
 
 
 def _values_without_visitor(status: int) -> dict[str, object]:
-    """Returns the values of an error page, with the values for the layout, that do not depend on the visitor."""
+    """Returns the values of an error page and of its layout. They are the same for all visitors."""
     title, explanation = _ERROR_TEXTS[status]
     layout = {"account": None, "is_admin": False, "is_registry_open": False, "is_session_over": False, "here": "/ui/"}
     texts = {"status": status, "title": title, "explanation": explanation, "message": "", "request_id": ""}

@@ -55,7 +55,7 @@ def try_flock(fd: int, *, shared: bool = False) -> bool:
 
 
 def lock_flock(fd: int) -> None:
-    """Locks the whole file exclusively. Waiting for the lock blocks the thread. Raises OSError."""
+    """Locks the whole file exclusively with flock(2). Waiting for the lock blocks the thread. Raises OSError."""
     fcntl.flock(fd, fcntl.LOCK_EX)
 
 

@@ -3,9 +3,9 @@
 Each process has a file of its own, and keeps it locked. The kernel releases the lock when the process ends, even if it
 is killed. Readers ignore unlocked files, because their processes have ended.
 
-A process writes each report over its previous report, because most file systems allow this even on a full disk. A
-checksum shows the reader of a half-written report that it must read again. The files are not synced, because nobody
-needs the reports after a power cut.
+A process writes each report over its previous report, because most file systems allow this even on a full disk. Each
+report has a checksum. If the checksum is wrong, the report is half-written, and the reader reads the file again. The
+files are not synced, because nobody needs the reports after a power cut.
 """
 
 from __future__ import annotations

@@ -133,8 +133,8 @@ def _images_to_warm(settings: Settings, references: list[str], file: Path | None
 async def _warm(
     router: Router, stored: StoredRegistry, *, images: list[ImageReference], platforms: list[Platform] | None
 ) -> list[WarmResult]:
-    """Fetches the images and shows the progress. `platforms`: the platforms to fetch of an image for several platforms;
-    None: all of them."""
+    """Fetches the images and shows the progress. `platforms`: if an image exists for several platforms, only these
+    platforms are fetched; None: all platforms are fetched."""
     from registry.cli.mirror.warm_progress import show_progress
     from registry.mirror.warm.warmer import Warmer
 
@@ -286,8 +286,8 @@ def load_mirror_settings(config: Path | None, data: str | None, mirror: list[str
 
 
 def _parse_platforms(texts: list[str]) -> list[Platform] | None:
-    """Returns the platforms to fetch; None, for all platforms, if `all` is among the texts. Without texts, returns this
-    machine's platform. Ends the command with an error if a text is not valid."""
+    """Returns the platforms to fetch. If `all` is among the texts, returns None, which means all platforms. If `texts`
+    is empty, returns this machine's platform. Ends the command with an error if a text is not valid."""
     from registry.mirror.warm.targets import parse_platforms
 
     try:

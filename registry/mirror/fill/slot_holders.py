@@ -7,9 +7,9 @@ could keep a slot for hours:
 - A *fill* stores a blob. The upstream may send the blob slowly. A fill for which a client waits is rarely cut off.
 
 While a request waits for a slot, a download is cut off if it needs more seconds for 256 KiB than the *limit*. When a
-request has waited for `LONG_WAIT_SECONDS`, the limit begins to fall from `SLOW_SLOT_SECONDS` to 0. Therefore even a
-download that keeps within `SLOW_SLOT_SECONDS` gives up its slot, the slowest download first. A request that gets no
-slot within 25 s fails.
+request has waited for `LONG_WAIT_SECONDS`, the limit begins to fall from `SLOW_SLOT_SECONDS` to 0. The falling limit
+first reaches the slowest download. So the slowest download is cut off even if it needs fewer seconds than
+`SLOW_SLOT_SECONDS`. A request that gets no slot within 25 s fails.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ SLOW_SLOT_SECONDS: Final = 15.0
 LONG_WAIT_SECONDS: Final = 10.0
 """Time that a request waits for a slot before the limit begins to fall."""
 LOWERING_SECONDS: Final = 6.0
-"""Time in which the limit falls to 0. The limit falls in all processes at the same time, so that the slowest download
-of all processes is cut off first. `LONG_WAIT_SECONDS` and `LOWERING_SECONDS` together are less than 25 s."""
+"""Time in which the limit falls to 0. Each process with downloads checks every `SLOW_POLL_SECONDS` whether a request of
+any process has waited for `LONG_WAIT_SECONDS`. So the limit begins to fall in all these processes at almost the same
+time, and the slowest download of all processes is cut off first. `LONG_WAIT_SECONDS` and `LOWERING_SECONDS` together
+are less than 25 s."""
 SLOW_POLL_SECONDS: Final = 0.25
 """Time between two checks whether a request waits for a slot. Each check cuts off at most one download of a process,
 because the waiting request needs some milliseconds to take the slot."""

@@ -85,12 +85,13 @@ class FileSender:
         """Whether the sender sends the file from the mapping. If False, or if there is no mapping, it uses sendfile."""
         self._released_up_to = 0  # offset up to which the mapping's pages were released
         # Offset up to which a thread has read the file for this sender. The sender sends the bytes before this offset
-        # even if the kernel has dropped their pages. Otherwise, if memory is scarce, threads could read the same bytes
-        # again and again.
+        # even if the kernel has dropped their pages. If the sender waited until a thread has read the
+        # dropped pages again, threads could read the same bytes again and again while memory is scarce.
         self._just_read_up_to = 0
         self.is_blocked = False
-        """Whether the sender waits until the event loop reports that the socket is writable. The wait is long if the
-        client receives slowly. It is short if the socket's buffer has space."""
+        """Whether the sender waits until the event loop reports that the socket is writable. The sender waits after
+        each slice except the last. If the socket's buffer still has space, the wait ends in the event loop's next
+        iteration. If the client receives slowly, the wait is long."""
 
     @property
     def unsent_bytes(self) -> int:

@@ -79,7 +79,8 @@ class PendingConnection:
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         """Returns the description of this connection if the worker may *evict* it, which means to close it to make room
-        for another connection. Does not use `now`. Returns None if the worker must not evict it:
+        for another connection. The interface `EvictableConnection` requires the argument `now`, which this class does
+        not need. Returns None if the worker must not evict the connection:
 
         - The connection is being closed already.
         - The connection does not use TLS. If `evict` cancelled `task` while uvloop creates the protocol object, uvloop
@@ -230,7 +231,9 @@ class Acceptor:
         if first_byte != _TLS_FIRST_BYTE:
             self._answer_plain_http(sock, first_byte)
             raise ConnectionAbortedError("the client did not start a TLS handshake")
-        # A task holds the lock until the event loop's next iteration, so only one handshake starts in each iteration.
+        # A task holds the lock until the event loop's next iteration. It then releases the lock and starts its
+        # handshake. The next task takes the lock in this iteration at the earliest, so it starts its handshake in a
+        # later iteration.
         async with self._handshake_start_lock:
             await asyncio.sleep(0)
         transport, _ = await self._loop.connect_accepted_socket(

@@ -1,7 +1,10 @@
 """Shows which tags and manifests retention would delete now (`RetentionPreview`). Deletes nothing.
 
-An *orphan* is a manifest without a tag that no index of its repository lists. If an orphan has the field `subject`, the
-manifest that this field names is not in the repository (`storage.retention`).
+A manifest is an *orphan* if all of these conditions are met (`storage.retention`):
+
+- The manifest has no tag.
+- No index of its repository lists the manifest.
+- The manifest has no field `subject`, or this field names a manifest that is not in the repository.
 """
 
 from __future__ import annotations
@@ -61,8 +64,8 @@ class PreviewSummary:
     """The totals of a preview. The numbers of bytes count each blob once.
 
     - `bytes_freed`: the bytes that garbage collection frees after the rules have deleted the tags and manifests.
-    - `bytes_left`: the bytes of images that lose their tags but are not deleted, because their rule has no
-      `delete_untagged_after`. Leaves out bytes that count in `bytes_freed`.
+    - `bytes_left`: how many more bytes garbage collection would free if the rules also deleted the images that lose
+      their tags but stay. Such an image stays if its rule has no `delete_untagged_after`.
     - `warnings`: one text for each pattern that applies to no repository.
     - `complete`: False if a limit ended the preview. The numbers then count only the first tags and manifests."""
 
@@ -222,7 +225,9 @@ class RetentionPreview:
         """Adds to `findings` the orphans that the rule would delete: those that have had no push, tag or pull since the
         times in `since`."""
         count_before, read_manifests, on_line = len(findings.deleted), 0, findings.on_line
-        lost_tags = LostTags()  # collects what `Retention.unused_orphans` reads from the tag history
+        # Keeps what `Retention.unused_orphans` reads from the tag history, so that the call for the next page does not
+        # read it again.
+        lost_tags = LostTags()
         after: Digest | None = None
         while True:
             page = await self._retention.unused_orphans(repo, since, after, lost_tags)

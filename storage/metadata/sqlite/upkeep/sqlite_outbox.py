@@ -89,7 +89,8 @@ class SqliteOutbox:
             await self._scan_deliveries(partial(removed_webhooks.count_deliveries, webhooks=removed)) if removed else []
         )
         change = partial(event_tables.replace_readers, readers=readers)
-        # The result is None if a new reader has the name of a removed webhook that still has deliveries.
+        # If a webhook that was removed earlier still has deliveries, no reader with the same name can be added: the
+        # change does nothing and returns None. The change is tried again when these deliveries have been deleted.
         while (removed_by_change := await self._writer.run(change, reserve_use=ReserveUse.HALF)) is None:
             await self._delete_leftovers()
         # Another process may have removed some of the webhooks since the count. That process reports their deliveries.
@@ -152,6 +153,7 @@ class SqliteOutbox:
         return number or 0
 
     async def first_complete_number(self) -> int:
+        # Since the event with the number `kept_from`, the list was always enabled and has lost no event.
         with _as_storage_failed():
             return int(self._db.execute("SELECT kept_from FROM event_list").get)
 
@@ -259,8 +261,8 @@ def _deliveries_query(*, has_webhook: bool, only_dead: bool, only_pending: bool)
     the event ?1 to the webhook ?2.
 
     - `has_webhook`: the query selects only deliveries to the webhook ?4.
-    - `only_dead`: the query selects only dead letters. It names their index, because there may be far more pending
-      deliveries.
+    - `only_dead`: the query selects only dead letters. Its clause INDEXED BY makes SQLite use the index of the dead
+      letters, so that SQLite does not read the pending deliveries. There may be far more pending deliveries.
     - `only_pending`: the query selects only pending deliveries."""
     conditions = ["d.event <= ?1", "(d.event < ?1 OR d.webhook > ?2)", removed_webhooks.IS_OF_READER]
     if has_webhook:

@@ -62,7 +62,14 @@ manifest. An index needs the manifests that it lists. Each manifest needs its bl
 
 class SqliteUpstreamTags:
     """Implements `storage.upstream_tags.UpstreamTags`, which describes the methods. Freezing and unfreezing write a
-    line of the audit log."""
+    line of the audit log.
+
+    The *reserve* is disk space that stays allocated for changes on a full disk. The argument `reserve_use` says how
+    much of the reserve a change may use (`storage.data_dir.reserve.ReserveUse`):
+
+    - `ALL`, for deletions: they are always tried.
+    - `HALF`, for freezing, which stores a small row: it is refused while less than half of the reserve is left.
+    - No argument, for sightings: they are not stored while the reserve is smaller than its full size."""
 
     def __init__(
         self,
@@ -73,7 +80,8 @@ class SqliteUpstreamTags:
         scans: ScanThread | ImmutableScans,
     ) -> None:
         """- `db`: the connection for short reads, which run on the event loop.
-        - `cache`: keeps the results of `find_frozen_tag` in memory. The mirror calls it at each request for a tag.
+        - `cache`: keeps the results of `find_frozen_tag` in memory, because the mirror calls `find_frozen_tag` at
+          each request for a tag.
         - `writer`: runs changes.
         - `clock`: returns the time in seconds since 1970.
         - `scans`: runs long reads in a thread."""
@@ -119,6 +127,7 @@ class SqliteUpstreamTags:
         return forgotten
 
     async def find_frozen_tag(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
+        # With `bytes_of_record`, the cache estimates how much memory the result takes.
         return self._cache.look_up(bytes_of_record, _find_frozen_tag, repo, tag)
 
     async def frozen_tags(self, after: str | None, limit: int) -> Page[FrozenTag]:
