@@ -6,16 +6,17 @@ the image is set last. So an interrupted import leaves no incomplete image, and 
 of an image is missing or damaged at the old registry, or has a type that this registry does not accept, the import of
 the image raises ContentBroken.
 
-A blob that only other repositories of this registry have is mounted only after a check: the old registry has to serve
-the blob from its repository of the same name. Without the check, the author of a manifest could name the digest of a
-blob that the author may not read, and so get the blob (ADR 9).
+If the target repository lacks a blob, and another repository of this registry has it, the import can *mount* the blob:
+add it to the target repository without a copy of the bytes. Before a mount, the import checks that the old registry
+serves the blob from its repository of the same name as the target repository. Without the check, the author of a
+manifest could name the digest of a blob that the author may not read, and so get the blob (ADR 9).
 
 Without `overwrite`, an import keeps two kinds of tags as they are:
 
 - A tag that somebody has changed in this registry since the last import. The history of a tag names the program that
   made each change. The program of an import is `IMPORT_PROGRAM`.
-- A tag that retention has deleted in this registry, if it pointed here before at the manifest to import. Retention
-  would delete the tag again.
+- A tag of this registry that once pointed at the manifest to import, and that retention has deleted. Retention would
+  delete the tag again.
 """
 
 from __future__ import annotations
@@ -135,9 +136,11 @@ class ImageWriter:
     async def _add_missing_record(
         self, repo: RepositoryName, tag: Tag, digest: Digest, set_at: float | TimeEstimator
     ) -> None:
-        """Adds the record of an earlier import that has set the tag, if this record is missing. An import that was
-        interrupted, or that an earlier version of this program ran, has left no record."""
-        # `pulls` has a record of the manifest if a client has pulled it, or if `record_import` has added the record.
+        """If an earlier import made the tag's last change, and nothing has recorded that import, records it now
+        (`_record_import`). An import leaves no record if it was interrupted, or if an earlier version of this program
+        ran it."""
+        # `record_import` adds a record of the manifest to `pulls`, because retention counts an import as a pull. A pull
+        # by a client adds a record too. A missing record of the import is then not noticed.
         if await self._store.pulls.record_of(repo, digest) is not None:
             return
         change = await self._store.imports.last_tag_change(repo, tag)

@@ -50,8 +50,9 @@ START_TIMEOUT_SECONDS: Final = 25.0
 """Longest time from a client's request to the start of the response. It must be less than the 30 s that containerd
 waits for the headers of a response."""
 SILENCE_SECONDS: Final = 8.0
-"""How long a client waits for the response to a fill that requests the blob from another repository than the client
-does. After this time, the client changes to the other fill of the blob. The time includes the request for a token.
+"""A client requests a blob from one repository. The fill that serves the client may request the blob from another
+repository. If the upstream does not respond to such a fill, the client waits at most this time, and then changes to the
+other fill of the blob. The time includes the request for a token.
 
 The time must be longer than a working upstream takes to respond, because two fills may download the bytes twice. It
 must be much shorter than `START_TIMEOUT_SECONDS`, so that there is time for a response to the other fill."""
@@ -155,7 +156,8 @@ class MirroredBlobs:
                     asked_repo = fill.repo
                     self._prefetch.on_missing_blob(repo, digest, manifests)
                     if await self._wait_for_response(fill, repo, deadline):
-                        # Prefetching for an image that contains the blob continues while the reader is open.
+                        # A pull is a client's download of an image. The reader keeps the pulls of the images that
+                        # contain the blob active while it is open, so prefetching for these images continues.
                         image_pulls = self._prefetch.pulls_of(digest)
                         return UnverifiedBlobReader(
                             *(fill, offsets, image_pulls), lambda: self._open_stored(repo, digest, size, None)
@@ -245,11 +247,13 @@ class MirroredBlobs:
         complete. Returns True if the blob has to be read from the fill; False if the blob is stored.
 
         - If the fill fails, raises the fill's error.
-        - If the fill requests the blob from another repository than `repo`, and the upstream does not respond for
-          `SILENCE_SECONDS`, raises _NoResponse.
-        - If the deadline passes, and the fill is waiting for a free connection, returns True. For an empty blob, raises
-          UpstreamTimeout, because there is no last byte that the reader can withhold until the digest is verified.
-        - If the deadline passes in any other case, raises UpstreamTimeout."""
+        - If the fill requests the blob from another repository than `repo`, checks every half of `SILENCE_SECONDS`
+          whether the upstream has responded. If two checks in a row find no response, raises _NoResponse.
+        - If the deadline passes, the fill is waiting for a free connection, and the blob is not empty, returns True.
+          The response may then begin before the digest is verified, because the reader withholds the last byte until
+          the digest is verified.
+        - If the deadline passes in any other case, raises UpstreamTimeout. An empty blob has no last byte to withhold,
+          so its response must not begin before the digest is verified."""
         had_no_response = False
         try:
             async with asyncio.timeout_at(deadline):
@@ -260,8 +264,8 @@ class MirroredBlobs:
                                 return await fill.wait_for_response()
                             await fill.wait_until_stored()
                             return False
-                    # One check is not enough: just before the check, the fill may have been waiting for a free
-                    # connection.
+                    # The fill may have sent its request only a moment before a check, after it had waited for a free
+                    # connection. So one check does not show that the upstream is silent; the next check does.
                     has_no_response = fill.awaits_other_repository(repo)
                     if had_no_response and has_no_response:
                         raise _NoResponse

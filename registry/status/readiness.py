@@ -119,8 +119,8 @@ async def _check_disk(store: StoredRegistry, data: Path) -> str | None:
 
 
 def write_problem(directory: Path) -> str | None:
-    """Returns why no file can be written in the directory; None if a file can be written. Writes a byte to a
-    temporary file, which the system removes even if the process is killed. Blocks."""
+    """Returns the problem that prevents writing a file in the directory; None if a file can be written. To find out,
+    writes a byte to a temporary file, which the system removes even if the process is killed. Blocks."""
     with suppress(OSError):
         if os.statvfs(directory).f_flag & os.ST_RDONLY:
             return f"the file system of {directory} is mounted read-only, perhaps because the disk had errors"

@@ -36,8 +36,9 @@ class RepositoryPage:
 def visible_upstreams(components: PageComponents, pullable_names: NameSet) -> list[str]:
     """Returns the names of the upstreams from which the visitor may pull, sorted. `pullable_names`: the names of all
     repositories that the visitor may pull."""
-    # `seek` skips only texts that are not in the set. If its result does not begin with `{upstream}/`, the set has no
-    # name that begins with `{upstream}/`.
+    # In byte order, the names of an upstream come directly after the text `{upstream}/`. `seek` gets this text, and
+    # returns the same text or a later one. The set has no name between the two texts. None: the set has no later name.
+    # So if the result does not begin with `{upstream}/`, the set has no name of the upstream.
     return [
         upstream
         for upstream in sorted(components.naming.upstreams)

@@ -74,6 +74,8 @@ async def setup(request: Request) -> Response:
         upstreams=upstreams,
         visitor_address=client_address(request.scope),
         last_seen=_last_seen(request, client, client_address(request.scope)),
+        # `asked_address` is the address in the query. `asked_last_seen` is the time of the client's last request from
+        # the network of this address.
         asked_address=asked_address,
         asked_last_seen=_last_seen(request, client, asked_address),
         now=datetime.now(UTC),

@@ -1,5 +1,5 @@
-"""`UpkeepComponents`: what background jobs, the management API and the upkeep commands need to work on an opened
-registry."""
+"""The objects of an opened registry that background jobs, the management API and the upkeep commands use
+(`UpkeepComponents`)."""
 
 from __future__ import annotations
 
@@ -61,9 +61,10 @@ def upkeep_components(
 ) -> UpkeepComponents:
     """Builds the components for an opened registry. `clock` returns seconds since 1970.
 
-    - `on_scrubbed`: scrub, the job that verifies all stored content, calls it with the number of bytes just read.
-    - `on_retention`: retention calls it with a kind of content (tag or manifest) and the number deleted.
-    - `on_eviction_end`: each eviction calls it with the evicted images."""
+    - `on_scrubbed`: called with the number of bytes that scrub has just read. Scrub is the job that verifies all stored
+      content.
+    - `on_retention`: called by retention with a kind of content (tag or manifest) and the number deleted.
+    - `on_eviction_end`: called by each eviction with the evicted images."""
     work_by_kind: dict[str, Work] = {GC: collection_work(store.collector), FSCK: fsck_work(settings, store)}
     evictor = Evictor(
         store.cached_images,

@@ -62,8 +62,9 @@ class Publication:
                 await commit_row()
             except (StorageFull, QuotaExceeded):
                 # After these errors, the new row is certainly not committed. The bytes are deleted to free their space,
-                # unless an older row has this digest. After other errors, such as a failed fsync, the bytes must stay,
-                # because the row may exist after a crash.
+                # unless an older row has this digest. After other errors, such as a failed fsync, the row may be in the
+                # database's files although the commit failed. If the process then crashes, the database may contain the
+                # row after the restart. So the bytes must stay.
                 if not await self._metadata.known_blobs([content.digest]):
                     await self._blobs.remove(content.place)
                     await self._blobs.reclaim_space()

@@ -48,7 +48,7 @@ def settings_stamp(source: str, settings: BaseModel) -> str:
     """Returns a stamp: a text that contains `source` and a hash of `settings`. `source`: `issuer` for a token issuer,
     `openid` for the OpenID provider.
 
-    Sessions and bearer tokens contain the stamp from the time of the login. If the settings have changed, the registry
-    refuses them, because the current stamp is different.
+    Sessions and bearer tokens contain the stamp from the time of the login. The stamp changes when the settings change.
+    The registry then refuses the sessions and tokens that contain the old stamp.
     """
     return f"{source}:{hashlib.blake2b(settings.model_dump_json().encode(), digest_size=12).hexdigest()}"

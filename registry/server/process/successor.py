@@ -65,8 +65,9 @@ class Handover:
         return [*descriptors, *(worker[end] for worker in self.workers for end in ("status_pipe", "commands"))]
 
     def adopted_workers(self) -> list[WorkerProcess]:
-        """Returns the workers of the old version. Their `column` is None, because the new version does not have the old
-        version's table of connection counts (`PerAddressLimit`)."""
+        """Returns the workers of the old version. `WorkerProcess.column` is the worker's column in a table of
+        connection counts (`PerAddressLimit`). The new version does not have the old version's table, so `column` is
+        None here."""
         return [
             WorkerProcess(
                 pid=worker["pid"],

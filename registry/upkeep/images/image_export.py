@@ -27,10 +27,10 @@ from storage.names import Digest, ImageReference, RepositoryName, Tag
 from storage.upkeep.reporter import Reporter
 
 MAX_DEPTH: Final = 8
-"""Largest number of levels of two kinds:
+"""A limit for two things:
 
-- levels of manifests in an image: an index may list indexes. An image with more levels is not exported.
-- levels of referrers: a referrer may have referrers. Further levels are left out."""
+- The levels of manifests in an image, because an index may list indexes. An image with more levels is not exported.
+- The levels of referrers, because a referrer may have referrers. The export leaves out further levels."""
 _REFERRERS_PER_PAGE: Final = 100
 """Largest number of referrers that are read from the registry with one call."""
 
@@ -71,8 +71,9 @@ class _Image:
 async def export_images(
     router: Router, names: Sequence[ImageReference], writer: ImageFileWriter, options: ExportOptions, reporter: Reporter
 ) -> JSON:
-    """Exports the images. Returns the numbers of images and blobs, and the size in bytes. After an error or a
-    cancellation, no file with its final name is incomplete.
+    """Exports the images. Returns the numbers of images and blobs, and the size in bytes. Each file is written under a
+    temporary name, and gets its final name when it is complete. So an error or a cancellation leaves only complete
+    files under their final names.
 
     Raises ManifestUnknown if an image does not exist, or lacks one of the platforms. Raises Unsupported if an image
     cannot be in a docker archive, or has more than `MAX_DEPTH` levels of manifests. Raises ImageFileFailed, and the
@@ -192,8 +193,12 @@ async def _add_manifest(image: _Image, manifest: Manifest, depth: int) -> None:
 
 
 async def _add_referrers(image: _Image, subject: Digest, depth: int) -> None:
-    """Adds the manifests whose subject is `subject`, and their referrers. `depth` is the largest number of levels of
-    referrers to add, and also the largest number of levels of manifests in each direct referrer of `subject`."""
+    """Adds the manifests whose subject is `subject` (its direct referrers), their referrers, and so on. `depth` is a
+    limit for two things:
+
+    - The levels of referrers. The direct referrers are the first level. Further levels are left out.
+    - The levels of manifests in a direct referrer, because a referrer may be an index. If a direct referrer has more
+      levels, raises Unsupported. For each further level of referrers, this limit is one lower."""
     after: str | None = None
     has_more = depth > 0
     while has_more:

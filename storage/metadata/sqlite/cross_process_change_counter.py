@@ -173,9 +173,10 @@ def open_data_version(
 
 
 def is_exactly_one_commit_later(before: object, after: object) -> bool:
-    """Returns True if exactly one commit lies between the versions `before` and `after`. To check that only its own
-    transaction was committed, the caller reads `before` inside its write transaction, and `after` after its commit:
-    no other connection can commit while the transaction is open.
+    """Returns True if exactly one commit lies between the versions `before` and `after`. A caller uses this
+    function to check that its own transaction was the only commit between the two reads. The caller reads `before`
+    inside its write transaction: no other connection can commit while this transaction is open. The caller reads
+    `after` after its commit.
 
     Returns False if the number of commits is not one, or if the number is unknown. The number is unknown in two cases:
 
@@ -202,7 +203,8 @@ def _is_known_layout(headers: bytes, page_size: int) -> bool:
     checksum = struct.unpack_from("=II", header, _CHECKSUMMED_BYTES)
     return (
         (format_version, initialized) == (_FORMAT_VERSION, 1)
-        # The header has 1 instead of the page size 65536 (hence the modulo), and 0 if the log is empty.
+        # The header has 0 if the log is empty. The page size 65536 does not fit into the header's 16 bits, so the
+        # header has 1 instead: 65536 % 65535. Other page sizes are smaller, and the modulo does not change them.
         and header_page_size in {page_size % 65535, 0}
         and checksum == _checksum(header[:_CHECKSUMMED_BYTES])
     )

@@ -20,8 +20,8 @@ from storage.metadata.sqlite.upkeep.event_tables import DELIVERY_COLUMNS, to_del
 from storage.outbox import DueDeliveries
 
 MAX_FIRST_HEADS: Final = 500
-"""If a webhook has at most this many heads, a look-up reads all of them with one statement. This takes about two
-milliseconds."""
+"""A look-up begins with the statement `_FIRST_HEADS`. If a webhook has at most this many heads, this statement reads
+all of them. This takes about two milliseconds."""
 MAX_OLDEST_DELIVERIES: Final = 20_000
 """If a webhook has more than `MAX_FIRST_HEADS` heads, a look-up first searches for due heads among this many of its
 oldest deliveries. Dead letters are often older than all pending deliveries. So this number must be larger than the
@@ -44,6 +44,8 @@ WITH RECURSIVE head (event, repository, next_at) AS (
 """The beginning of a statement. Finds the heads of all repositories for the webhook ?1, in the order of the
 repositories' names. Reads only one pending delivery of each repository."""
 _FIRST_HEADS: Final = f"{_HEADS} LIMIT ?2) SELECT repository, next_at FROM head ORDER BY event"
+"""Returns at most ?2 heads: those of the repositories whose names come first. The oldest of these heads is in the first
+row."""
 # The conditions `_IS_DUE` and `_IS_INCLUDED` use these parameters: ?2 is the current time. ?3 is the current time plus
 # `LONGEST_PAUSE_SECONDS` (see `_is_due`). ?4 is a JSON array of the repositories to leave out.
 _IS_DUE: Final = "(next_at <= ?2 OR next_at > ?3)"
@@ -59,9 +61,14 @@ _ALL_HEADS: Final = f"""{_HEADS})
 SELECT repository, NULL, NULL FROM (
   SELECT repository FROM head WHERE {_IS_DUE} AND {_IS_INCLUDED} ORDER BY event LIMIT ?5)
 UNION ALL SELECT NULL, min(iif(NOT {_IS_DUE} AND {_IS_INCLUDED}, next_at, NULL)), count(*) FROM head"""
-"""Returns the name of each repository with a due head, in at most ?5 rows. Then returns a last row, which has NULL, the
-earliest time at which a head that is not due becomes due, and the number of all heads. Only this number includes heads
-of the repositories in ?4."""
+"""Returns at most ?5 rows with the name of a repository whose head is due, oldest head first. Then returns a last row
+with three columns:
+
+- NULL.
+- The earliest time at which a head that is not due becomes due; NULL if there is no such head.
+- The number of all heads. This number includes the heads of the repositories in ?4.
+
+All other values leave out the repositories in ?4."""
 _QUEUE: Final = f"""
 SELECT {DELIVERY_COLUMNS} FROM event_delivery d INDEXED BY event_delivery_pending CROSS JOIN event e ON e.id = d.event
  WHERE d.webhook = ?1 AND d.repository = ?2 AND d.dead IS NULL ORDER BY d.event LIMIT ?3"""

@@ -41,9 +41,10 @@ class RestorePlan:
 
     - `required`: the deleted manifests among `target` and the manifests that `target` lists, directly or through other
       indexes. Each manifest comes after the manifests that it lists.
-    - `referrer_groups`: one group for each deleted referrer of a manifest in `required` or in an earlier group. A group
-      contains the deleted manifests that the referrer lists, and then the referrer. Manifests that come earlier in the
-      plan are left out, so a group may be empty. The tag does not need these manifests.
+    - `referrer_groups`: groups of deleted manifests that the tag does not need. Each group belongs to one deleted
+      referrer, whose subject is in `required` or in an earlier group. The group contains the deleted manifests that
+      the referrer lists, directly or through other indexes, and then the referrer. Manifests that come earlier in the
+      plan are left out, so a group may be empty.
     """
 
     target: Manifest
@@ -81,6 +82,7 @@ class _Walk:
     """Visits manifests and the manifests that they list, each of them only once. Keeps no manifest in memory."""
 
     def __init__(self, db: apsw.Connection, repo: RepositoryName, repository: int) -> None:
+        """`repo`: the name of the repository, for error messages. `repository`: the id of the repository's row."""
         self._db = db
         self._repo = repo
         self._repository = repository
@@ -95,7 +97,7 @@ class _Walk:
         stack: list[Digest | PlannedManifest] = [top]
         while stack:
             digest_or_manifest = stack.pop()
-            if isinstance(digest_or_manifest, PlannedManifest):  # `deleted` has the manifests that it lists
+            if isinstance(digest_or_manifest, PlannedManifest):  # comes after the deleted manifests that it lists
                 deleted.append(digest_or_manifest)
                 continue
             if digest_or_manifest in self._visited:
