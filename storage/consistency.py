@@ -22,7 +22,8 @@ class ProblemCode(StrEnum):
     - `BLOB_FILE_FORBIDDEN`: the process may not read the file of a blob, or may not list a directory of the blob store.
     - `BLOB_PLACE`: the row of a blob has no place (`BlobRecord.place`), but the blob is not recorded as damaged.
     - `BLOB_NOT_QUEUED`: a blob has no links, but the garbage collector's queue lacks the blob.
-    - `LINK_NOT_QUEUED`: no manifest of the repository refers to the linked blob, but this queue lacks the link.
+    - `LINK_NOT_QUEUED`: no manifest of the repository refers to the linked blob, but the garbage collector's queue
+      lacks the link.
     - `STRAY`: the blob store has bytes under a digest that no blob row has.
     - `REPOSITORY_COUNT`: the stored number of a repository's manifests is wrong.
     - `USAGE_LINKS`: for a usage scope, the stored number of links to a blob is wrong.

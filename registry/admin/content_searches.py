@@ -210,14 +210,16 @@ class ContentSearches:
 
 
 def _searchable_names(principal: Principal) -> NameSet:
-    """Returns the names of the repositories that a search for `principal` may find: those that a list of repositories
-    shows to `principal`. If a bearer token does not allow `principal` to list repositories, returns the names that the
-    token allows to pull."""
+    """Returns the names of the repositories that a search for `principal` may find.
+
+    - If `principal` may list repositories: the names that a list of repositories shows to `principal`.
+    - Otherwise, for example if a bearer token does not grant the list: the names that `principal` may pull."""
     return principal.listable_names if principal.may_list else principal.names_allowing(Action.PULL)
 
 
 def _may_pull_from(principal: Principal, upstream: str) -> bool:
     """Returns whether a search for `principal` may find any repository of the upstream."""
     prefix = f"{upstream}/"
-    # `seek` skips to the first possible name at or after the prefix.
+    # `seek` returns a text at or after the prefix, in byte order. No searchable name lies between the prefix and this
+    # text. So if the text does not begin with the prefix, no searchable name does.
     return (_searchable_names(principal).seek(prefix) or "").startswith(prefix)

@@ -1,5 +1,5 @@
-"""The router that pages and the management API use to read stored content (`stored_content_router`). It sends no
-requests to upstreams, so pages show only the cached part of mirrored content.
+"""The router through which the web pages and the management API read stored content (`stored_content_router`). It
+sends no requests to upstreams, so pages show only the cached part of mirrored content.
 
 A visit to a page must not fetch content, use up an upstream's rate limit, or wait for an upstream that does not
 respond.
@@ -30,7 +30,7 @@ def stored_content_router(
     is_confirmed: IsConfirmed,
 ) -> Router:
     """Returns a router like that of the server, but with `store` in place of each mirror. `is_used`: returns whether
-    the store ever had content of a repository. `private`: the names of the private upstreams, which may have
+    the store has, or ever had, content of a repository. `private`: the names of the private upstreams, which may have
     repositories that only some clients are allowed to read. `is_confirmed`: returns whether the upstream has confirmed
     that a repository has a blob (`registry.mirror.entitlement`). The router returns a blob of a private upstream only
     if `is_confirmed` returns True."""

@@ -64,6 +64,7 @@ mirror_command.app.command("unfreeze", help=freeze_command.UNFREEZE_HELP, epilog
 mirror_command.app.command("frozen", help=freeze_command.FROZEN_HELP, epilog=freeze_command.FROZEN_EXAMPLES)(
     freeze_command.list_frozen
 )
+# `entrepot mirror test` measures the speed of the endpoints of upstreams.
 mirror_command.app.command("test", help=speed_command.HELP, epilog=speed_command.EXAMPLES)(speed_command.measure)
 app.add_typer(user_command.app, name="user")
 app.add_typer(robot_command.app, name="robot")

@@ -74,8 +74,8 @@ async def change_own_account(request: Request) -> Response:
 async def _logged_in_visitor(request: Request) -> Caller:
     """Returns the visitor. Raises Unauthorized if the visitor is not logged in.
 
-    While the registry has no accounts, nobody can log in. Then returns a visitor on the registry's own machine, and
-    raises Denied for any other visitor."""
+    While the registry has no accounts, nobody can log in. During this time, a visitor on the registry's own machine
+    need not be logged in. A visitor on any other machine gets Denied."""
     return await require_login(caller_of(request))
 
 

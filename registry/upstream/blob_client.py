@@ -74,8 +74,8 @@ class BlobClient:
         self._start_timeout = 2 * (settings.connect_timeout + settings.idle_timeout)
         self._policy = policy
         # The *reach* of a request is the set of addresses to which it may connect. A request to an endpoint may connect
-        # to every address (None). After a redirect, `RedirectChain` allows only public addresses, addresses of the
-        # endpoint's kind of network, and the hosts in the settings.
+        # to every address (None). After a redirect, `RedirectChain` allows only public addresses, addresses of the same
+        # network class as the endpoint's (for example, private addresses), and the hosts in `redirect_host_ports`.
         self._endpoint_reach = Reach(None, settings.redirect_host_ports)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
@@ -285,8 +285,9 @@ class BlobClient:
     def _read_body(self, transfer: BlobTransfer, response: HTTPResponse, route: RedirectChain) -> None:
         """Reads the body and passes it to the sink. Raises:
 
-        - BlobLengthWrong if the response states no length, and the body is too long, or its last chunk comes too early.
-        - UpstreamUnavailable if the connection ends too early, or if the response has other bytes than requested.
+        - BlobLengthWrong if the response states no length, and the body is longer or shorter than
+          `transfer.expected_size`. Only a chunked body whose last chunk has arrived is known to be shorter.
+        - UpstreamUnavailable if any other body ends too early, or if the response has other bytes than requested.
         - RangesUnsupported, TransferAbandoned, SinkRaised, and errors of the connection."""
         server = loggable_origin(route.url)
         try:
@@ -302,7 +303,8 @@ class BlobClient:
             buffer, offset = memoryview(self._thread_state.buffer), start
             while offset < stop:
                 count = body.read_into(buffer)
-                # The last chunk has arrived, so the connection did not break: the blob has another size than expected.
+                # The length is assumed if the response states none: `stop` is then the expected size. The last chunk
+                # has arrived, so the connection did not break: the blob has another size than expected.
                 if not count and body.is_length_assumed and body.is_chunked:
                     raise BlobLengthWrong(f"{server} sent {offset} bytes of a blob; {stop} bytes were expected")
                 if not count:

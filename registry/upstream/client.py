@@ -8,9 +8,12 @@ UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and StorageFailed 
 request*. Each "not found" error, such as BlobUnknown, has an *unconfirmed* variant, such as UnconfirmedBlobUnknown. The
 variant is raised if the content may exist, for example because a proxy or firewall possibly sent the "not found".
 
-Content with a digest is the same at all endpoints. For such content, requests are made with `continue_after_refusal`:
-if one endpoint does not have the content, the next one is tried. For tags and lists, a "not found" from the first
-endpoint in the settings is raised, and no other endpoint is tried.
+A *refusal* is a confirmed "not found" error, Denied or RangesUnsupported. After a refusal by an endpoint:
+
+- Content with a digest is the same at all endpoints. Requests for such content have `continue_after_refusal`, so the
+  next endpoint is tried.
+- For tags and lists, a refusal by the endpoint that is first in the settings is raised at once. After a refusal by any
+  other endpoint, the next endpoint is tried.
 """
 
 from __future__ import annotations
@@ -250,8 +253,8 @@ class HttpUpstreamClient:
         has the blob. After the sink was called, tries no other endpoint.
 
         - `avoid`: URLs of endpoints that are tried after the others.
-        - `untrusted`: URLs of endpoints whose bytes the sink does not accept. They are tried last. If one of them has
-          the blob, the sink raises an error.
+        - `untrusted`: URLs of endpoints whose bytes the sink does not accept. They are tried last, to find out
+          whether the upstream has the blob. If one of them has the blob, the sink raises an error.
         - `expected_size`: the size of the whole blob in bytes, used if the response does not state the size. None: a
           response that does not state the size is refused.
 
@@ -348,7 +351,7 @@ class HttpUpstreamClient:
         return await self._lists.check_referrers_api(repo, digest)
 
     def is_near_rate_limit(self) -> bool:
-        """Returns whether at most a tenth of the requests that the upstream's rate limit allows is left."""
+        """Returns whether the upstream's rate limit is nearly used up: at most a tenth of the requests remains."""
         return self._requester.remaining_requests.is_near_rate_limit()
 
     def endpoint_health(self) -> list[EndpointHealth]:

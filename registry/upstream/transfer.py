@@ -171,8 +171,9 @@ class BlobTransfer:
 
 
 def _tcp_socket(connection: Connection) -> socket.socket:
-    """Returns the socket of the TCP connection. If it is an `ssl.SSLSocket`, only the reading thread may call
-    `SSLSocket.shutdown`, which changes the TLS state. Other threads may call `socket.socket.shutdown`."""
+    """Returns the socket of the TCP connection, which may be an `ssl.SSLSocket`. A thread that does not read from the
+    socket must shut it down with `socket.socket.shutdown`. It must not call `SSLSocket.shutdown`, which also changes
+    the TLS state that the reading thread uses."""
     while isinstance(connection, SSLTransport):
         connection = connection.socket
     return connection
@@ -192,8 +193,8 @@ class SocketBody:
         self._response = response
         self._remaining_bytes = length
         self.is_length_assumed = has_unknown_length(response) and response.status == 200
-        """Whether the response states no length. If so, `length` is only the expected size of the blob. Call
-        `has_ended` after `length` bytes to check this size."""
+        """Whether `length` is only the expected size of the blob, because a response with the status 200 states no
+        length. If so, call `has_ended` after `length` bytes to check this size."""
         self._is_end_known = response.length_remaining == length
         """Whether the response states that its body ends after `length` bytes."""
         raw = response._fp
@@ -288,8 +289,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 def range_header(span: Span) -> str | None:
     """Returns the value of the `Range` header that requests a span (RFC 9110, 14.1.2). For a span with a negative
-    start, requests the end of the blob: `bytes=-500` means the last 500 bytes. Returns None for the whole blob:
-    `Span(0)`, or for an empty blob also `Span(0, 0)`."""
+    start, requests the end of the blob: `bytes=-500` means the last 500 bytes. Returns None for `Span(0)`,
+    which is the whole blob, and for `Span(0, 0)`, which is the whole of an empty blob."""
     if span.start < 0:
         return f"bytes={span.start}"
     if span.start == 0 and not span.stop:
@@ -307,14 +308,15 @@ def response_span(
 ) -> tuple[int, int, int]:
     """Checks that a response from `url` contains the requested `span`. Returns the start and the exclusive stop of the
     span in the blob, and the size of the whole blob. `expected_size`: the size of the whole blob, for a response that
-    states no length. An HTML page without a length is refused even so, because it is probably an error page.
+    states no length; None: not known.
 
     Raises RangesUnsupported if the response contains the whole blob, but `span` is only a part of it. Raises
-    UpstreamUnavailable in three cases:
+    UpstreamUnavailable in these cases:
 
-    - The response contains another part of the blob.
+    - The response contains another part of the blob, or does not state which part it contains.
     - The response is compressed.
-    - The response contains the whole blob, and the size of the blob is not known."""
+    - A response with the status 200 states no length, and `expected_size` is None.
+    - A response with the status 200 states no length, and is an HTML page. Such a page is probably an error page."""
     server = loggable_origin(url)
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise UpstreamUnavailable(f"{server} compresses the blob, although the request does not allow it")

@@ -31,8 +31,8 @@ from storage.names import Digest, RepositoryName, UploadID
 from storage.store.publication import Publication
 
 SAVE_INTERVAL_BYTES = 64 * 1024 * 1024
-"""A request saves the session's progress after every this many bytes, and when the request ends. Bytes after the saved
-progress are hashed again if the process crashes and the session is resumed."""
+"""A request saves the session's progress whenever this many bytes were written since the last save, and when the
+request ends. If the process crashes and the session is resumed, the bytes after the saved progress are hashed again."""
 log = logging.getLogger("storage")
 
 
@@ -52,8 +52,8 @@ class StoredUpload:
         saved_bytes: int = 0,
     ) -> None:
         """`publication`: makes the verified content a blob of the repository `repo`. `session`: the bytes of the upload
-        session in the blob store. `by`: the client that pushes the blob. `saved_bytes`: the number of bytes in the
-        progress that the row states."""
+        session in the blob store. `by`: the client that pushes the blob. `saved_bytes`: the number of bytes that the
+        session has according to its row."""
         self.id: UploadID = upload
         self.repository: RepositoryName = repo
         self._blobs = blobs

@@ -31,7 +31,8 @@ class ReadRate:
         self._monotonic = monotonic or asyncio.get_running_loop().time
         self._sleep = sleep
         self._allowed_at = self._monotonic()
-        """The time at which the rate allows the bytes that were read so far."""
+        """The earliest time at which the rate allows all bytes that were read so far, in seconds of the clock. `wait`
+        sleeps until this time. The time is in the past if the reader was slower than the rate."""
 
     async def wait(self, count: int, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
         """Waits until the rate allows the `count` bytes that the caller has just read. Sleeps at least once, for 0

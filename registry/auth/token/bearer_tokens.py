@@ -137,7 +137,8 @@ def _parse_access(claim: object) -> dict[str, Action]:
         raise TypeError("the claim `access` is not a list")
     for entry in claim:
         if entry["type"] == "registry":
-            # `CATALOG` is "registry:catalog". No other key of this form is ever looked up.
+            # For the name "catalog", the key in `access` is `CATALOG`. For any other name, the key has no effect: it is
+            # not `CATALOG`, and it is no repository name, because repository names contain no colon.
             access[f"registry:{entry['name']}"] = Action.PULL
         else:
             access[str(entry["name"])] = Action.parse(",".join(entry["actions"])) & _GRANTABLE
@@ -145,9 +146,13 @@ def _parse_access(claim: object) -> dict[str, Action]:
 
 
 def _identity_claims(identity: Identity) -> dict[str, object]:
-    """Returns the claims for the fields of `Identity` that have no standard claim. There is no claim for `limits`,
-    because `registry.auth.revocation` reads the limits from the store. There is no claim for `key_id`, because the
-    token's header has the id of the key."""
+    """Returns the claims for the fields of `Identity` that have no standard claim.
+
+    - `version`: the version of the account in the store.
+    - `stamp`: a hash of the source outside the store that proved the identity, such as a line of the htpasswd file.
+
+    There is no claim for `limits`, because `registry.auth.revocation` reads the limits from the store. There is no
+    claim for `key_id`, because the token's header has the id of the key."""
     return {
         "robot": identity.robot,
         "version": identity.version,

@@ -62,8 +62,8 @@ class ContainerdConfig:
 
     @property
     def pulls_locally(self) -> bool:
-        """Whether a setting switches off the transfer service. By default, containerd 2.1 and later pull through this
-        service."""
+        """Whether containerd pulls images without the transfer service, because a setting switches the service off. By
+        default, containerd 2.1 and later pull through this service."""
         settings = self.plugins.get(self.registry_plugin)
         if self.version < 3 or not isinstance(settings, dict):
             return False
@@ -156,9 +156,10 @@ def _imported_paths(files: ClientFiles, pattern: str) -> list[str]:
     """Returns the paths of the files that match a pattern of `imports`; an empty list if the pattern is empty or not
     valid.
 
-    - If the directory in the pattern is an absolute path without wildcards, raises FileUnusable if the directory
-      exists but cannot be listed.
-    - With any other pattern, leaves out directories that this user may not list."""
+    If a directory exists, but this user may not list it:
+
+    - Raises FileUnusable if the part of the pattern before the last `/` is an absolute path without wildcards.
+    - Otherwise, leaves out the files in the directory."""
     folder, _, name = pattern.rpartition("/")
     try:
         if folder.startswith("/") and not _WILDCARDS & set(folder):

@@ -1,7 +1,7 @@
 """Starts and finds the running fills of this process (`Fills`). A *fill* downloads one blob from one repository of an
-upstream registry. Usually, one *shared* fill serves all repositories that contain the blob. If the upstream does not
-respond to the shared fill, a second fill of the blob, the *separate* fill, serves the repositories from which the
-shared fill does not request the blob."""
+upstream registry. Usually, one *shared* fill gets the blob for all repositories that contain it, and requests the blob
+from one of them. If the upstream does not respond to the shared fill, a second fill of the blob gets it for the other
+repositories. This *separate* fill requests the blob from one of these other repositories."""
 
 from __future__ import annotations
 
@@ -82,13 +82,14 @@ class Fills:
         await cancel_and_wait(task for _, task in self._fills.values())
 
     def _find_or_start(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:
-        """Returns the fill of a blob for `repo`: the separate fill if `is_separate` is true, otherwise the shared fill.
-        Starts the fill if it is not running. Adds `repo` to the fill's repositories.
+        """Returns the fill of a blob for `repo`. Starts the fill if it is not running. Adds `repo` to the fill's
+        repositories. The first of these rules that applies determines the fill:
 
-        If `is_separate` is false, returns the separate fill instead of the shared fill if both statements are true:
-
-        - The shared fill is not running, or has no response.
-        - The separate fill is running, and has a response or requests the blob from `repo`."""
+        - If `is_separate` is true: the separate fill.
+        - If the shared fill is running and has a response: the shared fill.
+        - If the separate fill is running and has a response: the separate fill.
+        - If the separate fill is running and requests the blob from `repo`: the separate fill.
+        - Otherwise: the shared fill."""
         shared, _ = self._fills.get((digest, size, False), (None, None))
         separate, _ = self._fills.get((digest, size, True), (None, None))
         if separate is not None and (shared is None or not shared.has_response_or_ended):
