@@ -258,7 +258,8 @@ class StorageFailed(RegistryError):
     def message_for_operators(self) -> str:
         """Returns the message and, if an OSError that names a file has caused this error, the file."""
         name = self.__cause__.filename if isinstance(self.__cause__, OSError) else None
-        if not isinstance(name, str | bytes) or os.fsdecode(name) in self.message:  # a number is a file descriptor
+        # `filename` is None if the error names no file, and a number if the error names a file descriptor.
+        if not isinstance(name, str | bytes) or os.fsdecode(name) in self.message:
             return self.message
         return f"{self.message}: {os.fsdecode(name)}"
 

@@ -11,9 +11,11 @@ from storage.names import Digest, Reference, RepositoryName
 
 MAX_PAUSE_SECONDS: Final = 3600.0
 """Longest time for which the mirror sends no requests to an upstream that has answered 429. The upstream may ask for a
-longer time. A stored pause that ends later than this time from now was stored before the clock was set back."""
+longer time. If a stored pause ends more than this many seconds from now, it was stored before the clock was set back,
+and counts as no pause."""
 CLOCK_TOLERANCE_SECONDS: Final = 1.0
-"""A record whose time is further in the future than this was stored before the clock was set back."""
+"""If the time of a record is more than this many seconds in the future, the record was stored before the clock was set
+back."""
 
 
 class UpstreamRecords(Protocol):

@@ -8,9 +8,9 @@ scope have the blob. An *upstream* is a registry that this registry mirrors. The
 - one for the mirrored content of each upstream,
 - one for all mirrored content.
 
-The counts are exact: they change in the transactions that add or remove blobs and tags. Content that is older than its
-scope is counted in the background. The scope is *complete* when all its content is counted. A quota is enforced only if
-its scope is complete.
+The transactions that add or remove blobs and tags also change the counts. When a scope is new or changed, the registry
+may have content of the scope already. This content is counted in the background. A scope is *complete* when all its
+content is counted. The counts of a complete scope are exact. A quota is enforced only if its scope is complete.
 """
 
 from __future__ import annotations

@@ -113,6 +113,7 @@ class ReferrerGroups:
         """Returns the view of a referrer. `about`: the digest of the manifest to which the referrer refers. `tag`: the
         referrer tag that points at the referrer; None: the referrer was not found by a tag. `artifact_type`: the type
         to show; None: the view shows the type that the referrer's manifest states."""
+        # `MAX_ROW_BYTES`: size of the largest manifest that is read for a row of a list. Here, a row is a referrer.
         is_small = descriptor.size <= MAX_ROW_BYTES
         manifest = await self._read_manifest(repo, descriptor.digest) if is_small else None
         annotations: Mapping[str, str] = {} if manifest is None else manifest.annotations
@@ -207,8 +208,10 @@ def _purpose(view: ReferrerView) -> Purpose:
 
 
 def _predicate_types(view: ReferrerView) -> list[str]:
-    """Returns the predicate types (the kinds of claims) in the annotations of a referrer. First comes the annotation of
-    the manifest of a Sigstore bundle, then the annotations of the files."""
+    """Returns the predicate types (the kinds of claims) in the annotations of a referrer, in this order:
+
+    - the type in an annotation of the referrer's manifest. A Sigstore bundle has this annotation.
+    - the types in the annotations of the referrer's files."""
     bundle_predicate_type = view.annotations.get(BUNDLE_PREDICATE_ANNOTATION, "")
     predicate_types = (bundle_predicate_type, *(file.predicate_type for file in view.files))
     return [predicate_type for predicate_type in predicate_types if predicate_type]

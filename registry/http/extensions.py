@@ -1,7 +1,8 @@
 """Handlers for two extensions of the distribution API: the list of the extensions, and the history of a tag.
 
 The OCI distribution spec ("extensions/README.md", "extensions/_oci.md") defines the path of an extension as
-`_<namespace>/<component>/<module>`. In the path of a tag's history, the module is the tag.
+`_<namespace>/<component>/<module>`. The path of a tag's history is `_entrepot/history/<tag>`: the tag takes the place
+of the module.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ async def list_history(exchange: Exchange, read: ReadHistory) -> None:
     limit = DEFAULT_ENTRIES if requested is None else min(requested, MAX_ENTRIES)
 
     async def make_response() -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        # Calls `read` also for `n=0`, because `read` checks the request's rights. Then drops the one entry.
+        # For `n=0`, `read` must be called too, because it checks the request's rights. It is then asked for one entry,
+        # which the response leaves out.
         page = await read(exchange.repo, tag, last, max(limit, 1))
         changes = page.items[:limit]
         headers = [JSON, REVALIDATE]

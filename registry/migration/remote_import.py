@@ -86,7 +86,8 @@ class RemoteImport:
         """The checks of the latest repositories. Some registries have the referrers API for only some of their
         repositories."""
         self._has_named_repositories = False
-        """Whether the old registry or the caller of `run` has named a repository."""
+        """True once the old registry or the caller of `run` has named at least one repository, even if the import
+        leaves the repository out."""
 
     async def run(self, names: list[str] | None) -> None:
         """Imports the repositories `names`; if `names` is None, all repositories that the old registry lists. Leaves

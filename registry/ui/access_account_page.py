@@ -40,8 +40,8 @@ from storage.errors import Denied
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds no slot while its handler runs. A
-handler that renders a page must acquire a slot (`page_slot`)."""
+"""The routes that receive the forms. The handlers of these routes run without a *slot*, the permit to render a page. A
+handler that renders a page must therefore acquire a slot itself (`page_slot`)."""
 
 
 @router.get(f"{ACCOUNTS_PATH}/{{name}}")

@@ -46,13 +46,15 @@ class Admission(ForwardingRegistry):
         """Raises StorageFull or QuotaExceeded if the call must be refused."""
         # What the client states about the blob that the request sends; None: the request sends no blob.
         announced = current_request().announced_blob
+        # A request that cancels an upload session first resumes the session, and sends no blob.
         if call.operation == "resume_upload" and announced is None:
-            return  # the request cancels the upload session
+            return
         size = announced.size if announced else 0
         adds_no_bytes = call.operation == "resume_upload" and size == 0
         if not adds_no_bytes and (reason := self._push_refusal_reason(size or 0)) is not None:
             raise StorageFull(reason)
         if self._check_quota is not None and announced is not None and size:
-            # `offset` is the number of bytes of the blob that earlier requests have sent, if this request states it.
+            # A request that resumes an upload can state how many bytes of the blob earlier requests have sent. `offset`
+            # is this number; 0 if the request does not state it.
             offset = (call.args[1] or 0) if call.operation == "resume_upload" else 0
             await self._check_quota(call.repo, offset + size, announced.digest)

@@ -78,9 +78,10 @@ class ListCache(Generic[T]):
         requests the first page. If so, a cached list that took only one upstream request is not used: the list may have
         changed, and reading it costs little.
 
-        Concurrent callers with the same key share one call of `read_list`. The cancellation of callers cancels this
-        call only if all of them are cancelled before the call has sent a request. Raises the errors of `read_list`, and
-        UpstreamTimeout after LIST_TIMEOUT_SECONDS."""
+        Concurrent callers with the same key share one call of `read_list`. When all these callers have been
+        cancelled, the call is cancelled too if it waits to send its first upstream request. In all other cases, the
+        call continues when callers are cancelled. Raises the errors of `read_list`, and UpstreamTimeout after
+        LIST_TIMEOUT_SECONDS."""
         cached = self._cached_lists.get(key)
         if (
             cached is not None

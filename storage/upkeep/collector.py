@@ -1,9 +1,13 @@
 """Garbage collection (`Collector`): removes content that nothing refers to, while the registry serves requests.
 
 The bytes of a blob are in the blob store; the metadata store has a *row* for each blob. A *link* is the right of one
-repository to serve the blob. The metadata store queues a link in two cases: when it creates the link and no manifest of
-the repository refers to the blob yet, and when it deletes the last manifest of the repository that refers to the blob.
-The collector works through this queue, so its cost depends on the amount of garbage and not on the size of the store.
+repository to serve the blob. The metadata store has a queue of the links that may be garbage. A link enters the queue:
+
+- when the link is created, and no manifest of the repository refers to the blob yet,
+- when the last manifest of the repository that refers to the blob is deleted.
+
+The collector checks only the links in this queue, so the cost depends on the amount of garbage and not on the size of
+the store.
 
 The blob store deletes bytes in two steps. `remove` makes them unreachable, and `reclaim_space` frees their disk space.
 If the bytes are in files, `remove` moves a file to the trash, and `reclaim_space` unlinks the files in the trash
@@ -38,9 +42,9 @@ IDLE_SECONDS_ON_FULL_DISK = 60.0
 """Seconds after which a partial blob without progress is deleted while the disk is full. A partial blob is a blob whose
 download from an upstream registry is not complete."""
 CONFIRM_FUTURE_SECONDS = 3600.0
-"""The collector corrects stored times that are in the future only after it has seen them for this many seconds. The
-clock of a machine may be behind after a start, so that right times seem to be in the future. Machines usually set the
-clock within this many seconds."""
+"""When each round in this many seconds has seen stored times in the future, the collector corrects them. It does not
+correct them at once, because the clock of a machine may be behind after a start: right times then seem to be in the
+future. Machines usually set the clock within this many seconds."""
 MIN_STRAY_AGE_SECONDS = 60.0
 """Bytes without a row are kept for at least this many seconds, because a push stores the row shortly after the
 bytes."""

@@ -5,8 +5,8 @@ The throttle thus spares clients that repeat a wrong password without an attack.
 Docker Hub to every mirror of Docker Hub, again and again.
 
 A wrong password can be the right password of another account, so the store must not reveal it. The store keeps only a
-hash of the password's argon2 digest. To guess a wrong password, a person who can read the store needs one argon2
-hashing for each guess and account, as for the right passwords in the store.
+hash of the password's argon2 digest. A person who can read the store can find out a remembered wrong password only by
+trying passwords. Each try needs one argon2 hashing for each account, as for the right passwords in the store.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ as many lookups are possible. Beyond the limit, every wrong password counts as a
 limit has two purposes:
 
 - It limits what clients without an account can write to the store.
-- It limits the argon2 hashings that a client can cause by repeating wrong passwords that the store remembers. The
-  throttle does not stop such a client before the limit.
+- It limits the argon2 hashings that a client can cause by repeating wrong passwords that the store remembers. These
+  passwords do not count as failed logins, so the throttle does not stop the client. Beyond the limit they count, and
+  the throttle stops the client.
 """
 
 
@@ -39,9 +40,12 @@ class WrongPasswords:
         self._accounts = accounts
         self._clock = clock
         self._used_until = 0.0
-        """A time in seconds since 1970 that shows how much of the allowance `MAX_LOOKUPS_A_DAY` is used: nothing if the
-        time has passed, all of it if the time is a day in the future. Each lookup moves the time further into the
-        future (the generic cell rate algorithm)."""
+        """How much of the allowance `MAX_LOOKUPS_A_DAY` is used, stored as a time in seconds since 1970 (the generic
+        cell rate algorithm). Each lookup moves the time `DAY_SECONDS / MAX_LOOKUPS_A_DAY` seconds ahead.
+
+        - The time has passed: nothing of the allowance is used.
+        - The time is in the future: the used fraction of the allowance is the number of days until this time. If the
+          time is a whole day in the future, all of the allowance is used."""
 
     async def counts_as_failure(self, name: str, address: str, identity: Identity | None, digest: bytes) -> bool:
         """Returns whether a wrong password counts as a failed login.
@@ -65,7 +69,9 @@ class WrongPasswords:
         key = _key(name, network_of(address), identity, digest)
         if not self._take_allowance():
             return True
-        # `mark_once` would be enough, but it always writes. `throttled_until` only reads, and avoids most writes.
+        # The store keeps a time for each key: here, the time until which the password is remembered. `throttled_until`
+        # returns this time (0.0 if it has passed) and writes nothing. `mark_once` alone would be enough, but it always
+        # runs a write transaction.
         if self._accounts.throttled_until(key):
             return False
         return await self._accounts.mark_once(key, DAY_SECONDS)

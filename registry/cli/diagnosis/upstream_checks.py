@@ -45,7 +45,7 @@ def upstream_checks(upstream: Upstream, on_date: OnDate, clock: Callable[[], flo
 
 
 class _EndpointCheck:
-    """Checks one endpoint."""
+    """Checks one endpoint. In the methods, `step` is the text that says what the user should do about a finding."""
 
     def __init__(self, name: str, upstream: Upstream, url: str, on_date: OnDate, clock: Callable[[], float]) -> None:
         self._name = name

@@ -69,8 +69,8 @@ def run_as_job(
     of the same kind.
 
     - `kind` and `arguments`: the kind and the arguments of the job.
-    - `get_work`: returns the function that does the work of the job. Its argument is the one that `with_upkeep` passes
-      to `work`.
+    - `get_work`: is called with the objects that do upkeep on the data directory and the mirrors. Returns the function
+      that does the work of the job.
     - `as_json`: if True, prints each step as a line of JSON. If False, calls `on_step` for each step, and shows a
       progress bar in a terminal.
 

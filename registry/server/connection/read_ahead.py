@@ -11,7 +11,7 @@ from functools import partial
 READ_PIECE_BYTES = 2 * 1024 * 1024
 """Size of a *piece*: the part of a file that a thread reads before it may read a piece of another file."""
 READ_AHEAD_BYTES = 8 * 1024 * 1024
-"""The next piece is read when fewer bytes than this are between the next byte to send and the piece."""
+"""The next piece is read if it begins less than this many bytes after the byte that is sent next."""
 _READ_BUFFER_BYTES = 64 * 1024
 """Size of the buffer into which a file is read. Nothing uses the content of the buffer."""
 

@@ -34,15 +34,18 @@ T = TypeVar("T")
 
 
 def bytes_of_page(page: Page[Tag] | Page[RepositoryName], name_set_bytes: int = 0) -> int:
-    """Returns the approximate bytes of memory that the page takes, plus `name_set_bytes`. If the cache key contains the
-    set of names to which the lookup is limited, `name_set_bytes` is the memory of this set in bytes."""
+    """Returns the approximate bytes of memory that the page takes, plus `name_set_bytes`. A lookup of repositories can
+    have an argument that limits the result to a set of names. The cache keeps this set as a part of the key.
+    `name_set_bytes`: the memory that the set takes, in bytes."""
     return _SMALL_VALUE_BYTES + name_set_bytes + sum(64 + len(name) for name in page.items)
 
 
 def bytes_of_manifest(manifest: Manifest) -> int:
-    """Returns the approximate bytes of memory that the manifest takes. For a manifest of more than
-    `LARGE_MANIFEST_BYTES`, this includes the parsed content. A smaller manifest is never parsed in the cache
-    (`manifest_for_caller`)."""
+    """Returns the approximate bytes of memory that a cached manifest takes:
+
+    - For a manifest of at most `LARGE_MANIFEST_BYTES`: without parsed content. Callers parse only copies of the cached
+      manifest (`manifest_for_caller`).
+    - For a larger manifest: with its parsed content."""
     size = len(manifest.body)
     return _SMALL_VALUE_BYTES + (size if size <= LARGE_MANIFEST_BYTES else MEMORY_PER_PARSED_BYTE * size)
 

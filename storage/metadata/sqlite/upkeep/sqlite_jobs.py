@@ -96,9 +96,13 @@ class SqliteJobs:
         clock: Callable[[], float],
         data_version: Callable[[], object],
     ) -> None:
-        """`db`: the connection for `oldest_active_ids`. `scans`: runs the lookups that return jobs, because the result
-        of a job may be long. `writer`: runs the changes. `clock`: returns the time in seconds since 1970.
-        `data_version`: returns a value that changes with every commit to the database."""
+        """Parameters:
+
+        - `db`: the connection for `oldest_active_ids`.
+        - `writer`: runs the changes.
+        - `scans`: runs slow lookups. The lookups that return jobs can be slow, because the result of a job can be long.
+        - `clock`: returns the time in seconds since 1970.
+        - `data_version`: returns a value that changes with every commit to the database."""
         self._db = db
         self._data_version = data_version
         self._last_empty_call: tuple[object, frozenset[str]] | None = None
