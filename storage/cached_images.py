@@ -6,11 +6,13 @@
   it lists. Its *referrers* are the manifests that name it as their `subject`. Children and referrers can have children
   and referrers, which are part of the image.
 - A *link* is the right of a repository to serve a blob.
-- To *evict* an image is to delete its root manifest, the tags of the root manifest, the children and referrers that
-  nothing else needs, and the repository's links to blobs that only deleted manifests refer to. The next pull fetches
-  the image from the upstream again.
 - The *last pull* of an image is the latest time at which a client pulled one of its manifests, or the mirror stored
   one.
+- To *evict* an image is to delete four things. The next pull fetches the image from the upstream again.
+  - Its root manifest.
+  - The tags of the root manifest.
+  - Its children and referrers. Those that something else needs are kept.
+  - The repository's links to its blobs. A link is kept if a kept manifest of the repository refers to the blob.
 - A *sighting* records when the mirror first saw a tag of the upstream point at a digest.
 - A *cooldown* is the time that has to pass after a sighting before clients get the new digest.
 """
@@ -72,8 +74,8 @@ class DroppedLinks:
 
 @dataclass(frozen=True, slots=True)
 class CacheSummary:
-    """The images of one upstream. `images`: number of images. `oldest_pull`: the earliest last pull of these images,
-    in seconds since 1970; None if there is no image."""
+    """The images of one upstream. `images`: number of images. `oldest_pull`: time of the last pull of the least
+    recently pulled image, in seconds since 1970; None if there is no image."""
 
     images: int
     oldest_pull: float | None
@@ -153,10 +155,11 @@ class CachedImages(Protocol):
     async def plan(
         self, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, usage_scope: str
     ) -> list[EvictedImage]:
-        """Plans an eviction that frees `bytes_to_free` bytes in the usage scope named `usage_scope`. Evicts nothing.
-        Returns the images in the order of their eviction. A *usage scope* is a set of repositories whose stored bytes
-        are counted (`storage.usage`). `EvictedImage.bytes` counts only the bytes that become free in this scope. Runs
-        in a thread."""
+        """Plans an eviction. Evicts nothing. Returns the images in the order of their eviction. Runs in a thread.
+
+        A *usage scope* is a set of repositories whose stored bytes are counted (`storage.usage`). `usage_scope` is the
+        name of the scope in which the eviction has to free `bytes_to_free` bytes. `EvictedImage.bytes` counts only the
+        bytes that become free in this scope."""
         ...
 
     async def drop_unused_links(self, upstreams: Sequence[str], unused_since: float) -> DroppedLinks:

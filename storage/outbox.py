@@ -7,7 +7,8 @@ A *webhook* is an HTTP endpoint to which the server sends events. A *delivery* i
 accepted yet. A delivery is *pending* while the server tries to send it, and is a *dead letter* after the server has
 given it up.
 
-A *reader* is a webhook, or the list of events that people and programs read. The store keeps only events that a reader
+The store also has one *list of events*, from which people and programs read events. A *reader* is what the store keeps
+events for: each webhook is a reader, and the list of events is a reader. The store keeps only events that a reader
 wants. Times are seconds since 1970.
 """
 
@@ -144,12 +145,13 @@ class DeliveryPosition:
 
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
-    """Deliveries of one webhook that are due.
+    """Deliveries of one webhook that are due. A repository *waits* if it has pending deliveries to the webhook, but
+    none of them is due.
 
     - `queues`: one sequence for each repository, in the order of the events.
-    - `next_at`: the earliest time at which deliveries become due, over all repositories without due deliveries. None if
-      none of these repositories has pending deliveries. Can also be None if `queues` has as many sequences as the
-      caller asked for.
+    - `next_at`: the earliest time at which a delivery of a waiting repository becomes due. None if no repository waits.
+      If `queues` has as many sequences as the caller asked for, `next_at` may be None although repositories wait.
+      Repositories that the caller excluded do not count.
     - `wait_seconds`: how long the caller must wait before it looks for due deliveries again. 0 unless very many
       repositories have pending deliveries."""
 
@@ -250,9 +252,13 @@ class Outbox(Protocol):
         ...
 
     async def first_complete_number(self) -> int:
-        """Returns the smallest number N for which the list is complete: it has lost no event with the number N or a
-        higher number, and was always enabled since the event N. N can be higher than the numbers of all events. Even a
-        complete list has gaps in its numbers, because not every event enters the list."""
+        """Returns the number from which the list is complete:
+
+        - The list has not lost an event with this number or a higher number.
+        - From the event with this number on, the list has been enabled (a reader) without a break.
+
+        If the list is complete only for future events, returns the number that the next event gets. Even a complete
+        list has gaps in its numbers, because not every event enters the list."""
         ...
 
     async def after(

@@ -54,8 +54,8 @@ class AuthComponents:
     htpasswd: HtpasswdFile | None
 
     def token_service(self, rights: ScopePolicy) -> TokenService:
-        """Returns a token service, which issues tokens at `/token`. `rights` computes the access that a token can
-        grant."""
+        """Returns a token service, which issues tokens at `/token`. `rights`: the policy that computes the access
+        that a token can grant."""
         return TokenService(
             self.accounts,
             self.credential_verifier,

@@ -44,8 +44,9 @@ def server_user(data: Path) -> tuple[int, int]:
     """Returns the uid and the gid with which a server uses the data directory `data`. Raises OSError. The first case
     that applies decides:
 
-    - The user of this process is not root, may write to `data`, and owns the database, but another user owns `data`. A
-      missing database counts as the user's own. Returns the uid and the gid of this process.
+    - `data` does not belong to the user of this process. The user of this process is not root, and may write to
+      `data`. The user of this process owns the database, or there is no database. If all of this is true, returns the
+      uid and the gid of this process.
     - Root owns `data`, `data` contains a database, and all users or the group of `data` may write to `data`, as on a
       Kubernetes volume (`fsGroup`). Returns the uid of the database. If all users may write to `data`, returns the gid
       of the database, otherwise the gid of `data`.
@@ -103,7 +104,7 @@ def become_owner(data: Path) -> None:
 def operator_actor() -> Actor:
     """Returns the actor of this command for the audit log, the history of tags and the jobs. The actor's name is `cli:`
     and the name of the user who started the command: the process's user or, for root under sudo, the user who called
-    sudo. A user without a name counts with the uid. The result is the same before and after `become_owner`."""
+    sudo. If that user has no name, the uid replaces it. The result is the same before and after `become_owner`."""
     from storage.content import Actor
 
     return Actor(name=f"cli:{_operator_name or _user_name()}")

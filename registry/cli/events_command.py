@@ -211,7 +211,7 @@ def _print_event(event: Event, *, as_json: bool) -> None:
 
 def _cells(event: Event) -> tuple[str, ...]:
     """Returns the cells of an event for `COLUMNS`."""
-    facts = event.content  # what happened, to what, and who caused it
+    facts = event.content  # the facts of the event: what happened, to what, and who caused it
     what = facts.repository + (f":{facts.tag}" if facts.tag is not None else "")
     if facts.tag is None and facts.digest is not None:
         what += f"@{facts.digest}"

@@ -47,7 +47,9 @@ MIN_PIECE_BYTES: Final = 4 * 1024
 """Pieces of a form or of JSON are joined until they have at least this many bytes together. The application keeps each
 piece as an object, and the budget does not count the memory that an object needs besides its bytes."""
 BODY_STALL_SECONDS: Final = 20.0
-"""Longest time by which a body may fall behind the minimum rate. A body that falls behind by more is refused."""
+"""The *time allowance* of a body at its beginning, and the largest allowance, in seconds. The allowance decreases while
+the server receives the body. `MIN_BYTES_PER_SECOND` received bytes add one second to the allowance. When the allowance
+is used up, the body is refused."""
 MIN_BYTES_PER_SECOND: Final = 8 * 1024
 """Minimum rate at which a client has to send a body."""
 
@@ -93,7 +95,7 @@ class BodyMemory:
     - `forms`: the budget for the bodies of requests outside `/v2`; None: a new budget of the default size.
     - `responses`: the budget for large responses; None: a new budget of the default size.
     - `bytes_per_second`: the minimum rate of a request body.
-    - `stall_seconds`: the longest time by which a body may fall behind the minimum rate."""
+    - `stall_seconds`: the time allowance of a body (`BODY_STALL_SECONDS`)."""
 
     def __init__(
         self,
@@ -128,7 +130,8 @@ class BodyMemory:
 
         - Raises the error that `too_large` returns if the body is larger than `max_bytes`.
         - Raises TooManyRequests if the budget does not get enough free memory in time.
-        - Raises BodyTooSlow if the body falls behind the minimum rate.
+        - Raises BodyTooSlow if the time allowance of the body is used up, or if the request is cut off because it
+          takes too long while another request waits for memory.
         - Raises ClientGone if the client disconnects."""
         share = self.manifests.new_share()
         try:
@@ -165,8 +168,10 @@ class BodyMemory:
         - The last piece of the body does not count if it has at most `SMALL_BODY_BYTES`.
         - The minimum rate applies to the body until the application starts its response.
         - The yielded `receive` joins small pieces of the body.
-        - The yielded `receive` raises BodyTooSlow. It raises TooManyRequests if the budget does not get enough free
-          memory in time, or if all bodies of `client` together would use more than a quarter of the budget.
+        - The yielded `receive` raises BodyTooSlow if the time allowance of the body is used up, or if the request is
+          cut off because it takes too long while another request waits for memory.
+        - The yielded `receive` raises TooManyRequests if the budget does not get enough free memory in time, or if all
+          bodies of `client` together would use more than a quarter of the budget.
 
         `client`: the network of the client's address (`registry.client_addresses.network_of`); None: unknown."""
         share = self.forms.new_share(client=client)

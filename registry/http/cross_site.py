@@ -50,7 +50,8 @@ class CrossSiteCheck:
     def check(self, scope: Scope) -> None:
         """Raises Denied for a request that a page of another site may have caused. `scope`: the ASGI scope of the
         request. Does nothing if the request has none of `BROWSER_HEADERS`. The response cache
-        (`registry.http.answer_cache`) answers without this check, so it must answer only such requests."""
+        (`registry.http.answer_cache`) answers without this check, so it must not answer a request with one of
+        these headers."""
         browser_headers = [header for header in scope["headers"] if header[0] in BROWSER_HEADERS]
         if not browser_headers:
             return

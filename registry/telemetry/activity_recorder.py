@@ -60,8 +60,8 @@ class ActivityRecorder:
         """Stores the activity of all processes that is not stored yet. Raises StorageFull, StorageFailed. After an
         error, the next call stores the activity.
 
-        Does nothing if `ActivityCounts.has_own_column` is False. Such a process cannot record which activity it has
-        stored."""
+        Does nothing if this process has no *column*: cells of the shared memory to which only this process writes.
+        Without a column, the process cannot record which activity it has stored."""
         if not self._counts.has_own_column:
             return
         activity = self._counts.compute_unstored()

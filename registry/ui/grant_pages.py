@@ -122,6 +122,8 @@ async def _grants_page(
         "access_grants.html",
         status_code=200 if problem is None else problem.status,
         section="access",
+        # `here`: the path to which the browser returns when the visitor chooses another language. After a form that
+        # failed, this is the list without a query.
         here=visit_of(request).path if problem is None else GRANTS_PATH,
         grants=page.items,
         next_after=None if last_grant is None else f"{last_grant.subject} {last_grant.pattern}",

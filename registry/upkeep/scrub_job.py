@@ -22,7 +22,7 @@ from storage.upkeep.read_rate import ReadRate
 from storage.upkeep.scrubber import SCRUB_KIND, OnScrubbed, Scrubber, ignore_scrubbed
 
 CHECK_SECONDS: Final = 300.0
-"""Longest interval in seconds between two checks of one server process whether a round is due."""
+"""Longest time in seconds that a server process waits before it checks again whether a round is due."""
 CONTINUE_SECONDS: Final = 86400.0
 """Longest time in seconds between the last progress of an unfinished round and its continuation by the schedule."""
 SCHEDULE_SLOT: Final = "scrub schedule"

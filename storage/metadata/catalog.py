@@ -103,8 +103,9 @@ class QueuedLink:
 @dataclass(frozen=True, slots=True)
 class LinkPreview:
     """What `drop_link` would do to a queued link now. `is_dropped`: whether it would delete the link. `frees_blob`:
-    whether the blob would lose all its links if `drop_link` were called for all of them. `frees_blob` can be True only
-    for the link of the repository with the highest row id, so a caller can count each freed blob once."""
+    whether the blob would lose all its links if `drop_link` were called for each link to the blob. If several
+    repositories have a link to the blob, `frees_blob` is True for at most one of the links: that of the repository with
+    the highest row id. So a caller that previews all links counts each freed blob once."""
 
     is_dropped: bool
     frees_blob: bool
@@ -301,9 +302,10 @@ class Metadata(Protocol):
         - If the link was queued again after `before`, changes nothing.
         - If the link no longer exists, or a manifest of the repository refers to the blob, deletes only the entry.
         - If a client used the blob after `before`, keeps the entry for a later call.
-        - Otherwise, first removes the repository's manifests that were deleted at `before` or earlier, because they can
-          be put back and need their blobs. Then deletes the link and the entry. If there are too many such manifests
-          for one transaction, removes only some of them, and keeps the link and the entry for a later call."""
+        - Otherwise, first removes for good the repository's manifests that were deleted at `before` or earlier. If such
+          a manifest were put back later, it might lack the blob. Then deletes the link and the entry. If there are too
+          many such manifests for one transaction, removes only some of them, and keeps the link and the entry for a
+          later call."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:

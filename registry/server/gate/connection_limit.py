@@ -231,9 +231,11 @@ class ConnectionLimit:
         return None
 
     def _search(self, now: float) -> list[_SelectedConnection]:
-        """Returns silent connections of one kind, in reverse order of eviction. Examines up to `MAX_EXAMINED`
-        connections, from the position where the previous search ended. Of those that have the kind, returns an eighth,
-        but at least `_MIN_SELECTED` (all if there are fewer).
+        """Examines up to `MAX_EXAMINED` connections, from the position where the previous search ended. Selects silent
+        connections of one kind, and returns them in reverse order of eviction.
+
+        The number of selected connections is an eighth of the examined connections of this kind, but at least
+        `_MIN_SELECTED`. If there are fewer connections of this kind, selects all of them.
 
         The kind is the first of these that the search finds:
 
@@ -301,8 +303,8 @@ def _sorted_for_eviction(silent: list[_SelectedConnection]) -> list[_SelectedCon
     """
     silent.sort(key=lambda selected: -selected[1].since)  # newest first
     counts: Counter[str] = Counter()
-    # By the id of a connection: 0 for the newest `FAIR_SHARE` connections of an address, and 1, 2, 3, … for its older
-    # connections. The oldest connection of the address has the largest number.
+    # The key is the id of a connection. The newest `FAIR_SHARE` connections of an address have the value 0. The older
+    # connections of the address have the values 1, 2, 3, …, and the oldest connection has the largest value.
     excess: dict[int, int] = {}
     for connection, candidate in silent:
         if candidate.address is not None:

@@ -24,7 +24,7 @@ class FileBlobReader:
     span in chunks. Iterating raises StorageFailed if the file is too short or cannot be read."""
 
     location: str | None = None  # no URL from which the client could download the bytes itself
-    is_incomplete = False  # no part of the blob is still being downloaded from another registry
+    is_incomplete = False  # the store has all bytes of the blob
     data: bytes | None = None  # the bytes are not in memory
 
     def __init__(self, fd: int, threads: Executor, descriptor: Descriptor, span: tuple[int, int]) -> None:
@@ -37,7 +37,7 @@ class FileBlobReader:
         self.file: OpenFile | None = OpenFile(fd)
 
     async def readable_until(self, offset: int) -> int:
-        """Returns the offset up to which bytes can be read: the end of the span, because all bytes are stored."""
+        """Returns the end of the span, because all bytes from `offset` to the end of the span can be read now."""
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -79,7 +79,7 @@ class SmallBlobReader:
         self.span = span
 
     async def readable_until(self, offset: int) -> int:
-        """Returns the offset up to which bytes can be read: the end of the span, because all bytes are stored."""
+        """Returns the end of the span, because all bytes from `offset` to the end of the span can be read now."""
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

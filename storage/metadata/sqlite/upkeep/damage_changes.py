@@ -2,8 +2,9 @@
 its digest, or are missing. It is *healed* when the right bytes are stored again.
 
 Each function runs inside a transaction on the given connection. The caller commits the transaction. `now` is the time
-in seconds since 1970. The *damage record* of a blob or manifest is its row in the table `damaged_blob` or
-`damaged_manifest`.
+in seconds since 1970. `repository` is the row id of a repository, and `repo` is the name of a repository.
+
+The *damage record* of a blob or manifest is its row in the table `damaged_blob` or `damaged_manifest`.
 
 The *place* of a blob is the key of its bytes in the blob store (column `place` of the table `blob`). A damaged blob has
 an empty place. In its damage record, two columns contain places:
@@ -55,7 +56,8 @@ def mark_blob_damaged(
 
 
 def record_lost_place(db: apsw.Connection, digest: Digest, reason: str, now: float) -> None:
-    """Marks a blob as damaged whose place is already empty. The former place of the blob is unknown."""
+    """Stores a damage record for a blob that has an empty place but no damage record. The former place of the blob is
+    unknown."""
     _record_damage(db, digest, "", reason, "", now)
 
 
@@ -100,8 +102,9 @@ def on_blob_stored(db: apsw.Connection, repo: RepositoryName, digest: Digest, no
     """Marks a blob as healed if it has a damage record. The caller has just stored the right bytes of the blob for
     `repo`, and has set the blob's place. If there is no damage record, changes nothing and returns False.
 
-    Also sets the blob's column `created` to `now`. A backup checks its copies of the blobs that are newer than the
-    last backup. It must check its copy of this blob, which may be a hard link to the damaged bytes."""
+    Also sets the blob's column `created` to `now`, so that the next backup checks its copy of the blob: a backup checks
+    each copy of a blob whose `created` is not before the last backup. The copy may be a hard link to the file with the
+    damaged bytes."""
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
     if db.changes() == 0:
         return False
