@@ -184,8 +184,9 @@ class BufferedHandler(logging.Handler):
             self.handleError(record)
 
     def _flush_when_due(self) -> None:
-        """Writes the buffer if the buffer is full, or if this thread has no running event loop. Otherwise, if the only
-        buffered line is a new one, schedules a write of the buffer. The caller holds the handler's lock."""
+        """Writes the buffer if the buffer is full, or if this thread has no running event loop. Otherwise, if the
+        buffer was empty before the newest line, schedules a write of the buffer. The caller holds the handler's
+        lock."""
         if self._size >= BUFFER_CHARACTERS or (loop := _running_loop()) is None:
             self.flush()
         elif len(self._lines) == 1:

@@ -124,13 +124,14 @@ class Jobs(Protocol):
 
     async def jobs(self, before: int | None, limit: int, kind: str | None = None) -> Page[Job]:
         """Returns a page of at most `limit` jobs, newest first. If `before` is not None, the page has only jobs with
-        lower ids; if `kind` is not None, only jobs of this kind. Leaves out the arrays in long arguments and long
-        results of jobs; `job` returns these arrays."""
+        lower ids; if `kind` is not None, only jobs of this kind. Shortens the arguments and the result of a job
+        if their JSON text is long: leaves out the fields that are arrays, or all fields if the rest is still long.
+        `job` returns all fields. The limits are in `storage.metadata.sqlite.upkeep.sqlite_jobs`."""
         ...
 
     async def active(self, kind: str | None = None, limit: int = 1000) -> Sequence[Job]:
         """Returns at most `limit` jobs that are queued or running, oldest first. If `kind` is not None, returns only
-        jobs of this kind. Leaves out the same arrays as `jobs`."""
+        jobs of this kind. Leaves out the same fields as `jobs`."""
         ...
 
     async def oldest_active_ids(self, kinds: Collection[str]) -> Mapping[str, int]:

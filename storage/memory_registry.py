@@ -51,8 +51,9 @@ def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
 
 
 def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
-    """Returns the digests of the blobs that the manifest refers to, including `blob_children` (the entries of an index
-    that may be blobs). Garbage collection keeps these blobs."""
+    """Returns the digests of the blobs that the manifest refers to. For an index, these include `blob_children`: the
+    entries that have neither the media type of a manifest nor that of an index, and so may be blobs. Garbage collection
+    keeps the blobs with these digests."""
     return {part.digest for part in manifest.blobs} | manifest.blob_children
 
 
@@ -301,6 +302,7 @@ class MemoryRegistry:
             raise ManifestBlobUnknown(detail=[{"digest": digest} for digest in sorted(missing)])
         stored = repository.manifests.get(manifest.digest)
         if stored is not None and stored.media_type != manifest.media_type:
+            # A push must not change the media type of a manifest that an immutable tag needs.
             for tag in self._immutable_tags_needing(repo, repository, manifest.digest):
                 raise immutable_type_denied(repo, manifest.digest, stored.media_type, tag)
         repository = self._repositories.setdefault(repo, repository)

@@ -91,9 +91,10 @@ class NameSet:
     """A set of repository names. A name is in the set if it matches one of `patterns`. If `limits` is not None, the
     name must also match one of `limits`.
 
-    `guarded` contains first segments, for example of upstreams whose content may be private. `patterns` put a name
-    below a guarded segment into the set only if a matching pattern begins with the segment and a slash. If `ghcr.io` is
-    guarded, `ghcr.io/**` puts `ghcr.io/app` into the set, but `**` does not. `limits` do not have this restriction.
+    `guarded` contains first segments, for example of upstreams whose content may be private. To names below
+    a guarded segment, a pattern of `patterns` applies only if it begins with the segment and a slash. If `ghcr.io` is
+    guarded, the pattern `ghcr.io/**` puts `ghcr.io/app` into the set, but the pattern `**` does not. `limits` apply to
+    all names.
     """
 
     patterns: frozenset[NamePattern]
@@ -118,8 +119,9 @@ class NameSet:
         return self._limit_matcher is None or self._limit_matcher.matches(name)
 
     def covers(self, pattern: NamePattern) -> bool:
-        """Returns True only if the set contains every name that a set with the only pattern `pattern` and the same
-        guarded segments contains. Takes one lookup per character of `pattern`.
+        """Compares this set with a second set, which has only the pattern `pattern`, the same guarded segments and no
+        limits. Returns True only if this set contains every name of the second set. Takes one lookup per character of
+        `pattern`.
 
         A result of False for a pattern with a star proves nothing: the method considers only `pattern` itself and
         simple patterns, one at a time.
@@ -151,7 +153,9 @@ class NameSet:
 
     @cached_property
     def memory_bytes(self) -> int:
-        """Approximate memory of the set, in bytes, without the matchers that equal sets share."""
+        """Approximate memory of the set, in bytes. If `patterns` have at least `MIN_SHARED_CHARACTERS` characters in
+        total, their matcher is not counted, because it is in a cache of the process (`SharedMatcher`). The same applies
+        to `limits`."""
         size = _EMPTY_SET_BYTES + _PATTERN_AND_MATCHER_BYTES * len(self.guarded)
         for patterns in (self.patterns, self.limits or ()):
             characters = sum(map(len, patterns))

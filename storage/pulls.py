@@ -57,8 +57,9 @@ class Pulls(Protocol):
         ...
 
     async def mark_pulls_recorded(self, now: float) -> None:
-        """Records that a server runs and has saved all pulls until `now`, in seconds since 1970. `RecordedPeriods` is
-        computed from the times of these calls. Raises StorageFull, StorageFailed."""
+        """Records that a server runs and has saved all pulls until `now`, in seconds since 1970. The times of
+        these calls define the periods in which pulls were recorded (`storage.recorded_periods.RecordedPeriods`).
+        Raises StorageFull, StorageFailed."""
         ...
 
     async def record_of(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:

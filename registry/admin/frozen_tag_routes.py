@@ -85,6 +85,8 @@ async def check_may_manage(caller: Caller, repository: RepositoryName) -> None:
     exist."""
     if caller.rights.admin:
         return
+    # The repository's name in the store, such as `docker.io/library/ubuntu`. `repository` is the name that the client
+    # used, such as `ubuntu`.
     stored_name = await caller.upkeep.router.stored_name(repository)
     if not caller.principal.may(Action.ADMIN, stored_name, repository):
         raise Denied(f"{caller.rights.account_name} does not have the action admin on {repository}")

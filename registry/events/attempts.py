@@ -81,14 +81,20 @@ def back_off(failures: int, random_part: Callable[[], float] = random.random) ->
 
 
 class WebhookHealth:
-    """Decides how long to wait after failed attempts at one endpoint. `on_down` has one of two effects:
+    """Decides how long to wait after failed attempts at one endpoint. There are two kinds of delays:
+
+    - This object remembers the *pauses*. A pause ends early when the endpoint accepts an event.
+    - The *wait* of a repository is the time that `on_down` returns. The caller makes the repository wait. An accepted
+      event does not end the wait early.
+
+    `on_down` has one of two effects:
 
     - If the endpoint accepted no event during the attempt, the endpoint counts as *down*. The endpoint pauses: for at
       most five seconds, no attempt begins. The repository of the event pauses for up to five minutes. Both pauses are
       longer after more failures in a row. When the endpoint accepts an event again, the pauses of all repositories end
       at once, and the endpoint's pause ends within a second.
     - If the endpoint accepted other events during the attempt, the event itself may be the cause of the failure. Then
-      nothing pauses. Only the repository of the event has to wait, for the time that `on_down` returns.
+      neither the endpoint nor the repository pauses. The repository of the event only has to wait.
 
     `time` returns seconds of a monotonic clock."""
 
@@ -103,9 +109,11 @@ class WebhookHealth:
         self._pauses: dict[str, float] = {}
         """When the pause of each repository ends, in seconds of `time`."""
         self._failing: dict[str, tuple[int, int]] = {}
-        """The repositories for which `on_down` was called since their last delivered event. The values of each: how
-        many of these calls came after the endpoint had accepted further events, and the value of `delivered_count` at
-        the last call."""
+        """The repositories for which `on_down` was called since their last delivered event. Each has two values:
+
+        - The number of these calls before which the endpoint had accepted an event since the previous call. For the
+          first call, an event since the beginning of the attempt counts.
+        - The value of `delivered_count` at the last call."""
 
     def on_delivered(self, repository: str) -> None:
         """Records that the endpoint has accepted an event of the repository."""
@@ -117,19 +125,22 @@ class WebhookHealth:
             self._paused_until = min(self._paused_until, self._time() + FIRST_PAUSE_SECONDS)
 
     def on_down(self, repository: str, delivered_before: int) -> float:
-        """Records a failed attempt to send an event of the repository. Call this if the outcome is
-        `DeliveryOutcome.DOWN`, or if the event is too old to be sent again, so that the dispatcher does not give up
-        many old events within a moment.
+        """Records a failed attempt to send an event of the repository. Call this in two cases:
+
+        - The outcome is `DeliveryOutcome.DOWN`.
+        - The event is too old to be sent again, so the dispatcher gives it up. Without a pause or wait, the dispatcher
+          could give up many old events within a moment.
 
         `delivered_before`: the value of `delivered_count` when the attempt began. If the value is still the same, the
         endpoint counts as down.
 
-        Returns how many seconds the repository has to wait, whether or not it pauses. Returns 0 if the endpoint has
-        accepted no event since the first of the repository's failed attempts in a row began."""
+        Returns how many seconds the repository has to wait, whether or not it pauses. The time depends on the failed
+        attempts that were recorded since the repository's last delivered event. If the endpoint has accepted no event
+        since the first of these attempts began, returns 0."""
         if delivered_before == self.delivered_count:
             self._pause(repository)
         count, delivered = self._failing.get(repository, (0, delivered_before))
-        count += delivered < self.delivered_count  # adds 1 if the endpoint has accepted further events
+        count += delivered < self.delivered_count  # adds 1 after an accepted event (see `_failing`)
         if repository in self._failing or len(self._failing) < MAX_FAILING_REPOSITORIES:
             self._failing[repository] = count, self.delivered_count
         return back_off(count) if count else 0.0

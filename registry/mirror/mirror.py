@@ -185,8 +185,9 @@ class Mirror(RefusingRegistry):
         - Ends early, and raises the last error, if the upstream gives no answer about `MAX_UNANSWERED_REPOSITORIES` in
           a row, or refuses requests for `MAX_REFUSED_REPOSITORIES` in a row.
 
-        If the last call ended early, continues after the tag at which it ended. Otherwise starts at a random tag, so
-        that repositories with errors do not keep restarted processes from asking about the other repositories."""
+        If the last call ended early, continues after the tag at which it ended. Otherwise starts at a random tag.
+        With a fixed start, a process that is restarted often could end each time at the same repositories with
+        errors, and would never ask about the other repositories."""
         unanswered: set[RepositoryName] = set()
         refused: set[RepositoryName] = set()
         skipped: set[RepositoryName] = set()

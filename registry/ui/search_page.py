@@ -37,6 +37,8 @@ FURTHER_PAGE_HITS: Final = 25
 _MAX_TEXT_CHARACTERS: Final = 1024
 FoundT = TypeVar("FoundT")
 
+# A *slot* is the permit to render a page. The handler of this route runs the searches without a slot. It takes a slot
+# only when it renders the page (`page_slot`).
 router = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 
 
@@ -95,7 +97,8 @@ async def search(request: Request) -> Response:
         searched_kinds = [kind] if kind else KINDS
         lists = [await _find_hits(searches, searcher, text, searched, offset) for searched in searched_kinds]
     # While the visitor types, the script htmx requests only the results (`is_from_htmx`). A redirect would interrupt
-    # the visitor. A further page (`kind`) does not redirect: if it has one hit, the earlier pages have others.
+    # the visitor. A further page (`kind`) does not redirect either. The search has more hits than this page shows,
+    # because the earlier pages have shown some.
     may_redirect = not visit_of(request).is_from_htmx and kind is None
     if may_redirect and (path := _redirect_path(text, target, lists)) is not None:
         return redirect(path)

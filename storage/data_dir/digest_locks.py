@@ -62,6 +62,7 @@ class FileDigestLocks:
             except OSError as error:
                 if error.errno not in DISK_FULL_ERRNOS:
                     raise
-        # After an OSError (`full_error`), `spend` frees more of the reserve and calls `open_or_create` again.
+        # `spend` frees a part of the reserve and calls `open_or_create`. With `full_error=OSError`, any OSError of this
+        # call counts as a full disk: `spend` then frees more of the reserve and calls `open_or_create` again.
         opening = self._disk.run(lambda: self._disk.reserve.spend(open_or_create, full_error=OSError))
         return await result_or_close(opening, os.close)

@@ -219,8 +219,9 @@ async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
     holds the slot does the work. The other processes try to get the slot (`CHECKS_BETWEEN_SLOT_ATTEMPTS`). After an
     error, logs it and tries again later.
 
-    Drops a damaged index and builds a new one. If the new index is damaged before it is complete, keeps it, because the
-    damage may be in other tables."""
+    After SearchIndexDamaged, drops the index and builds a new one. If SearchIndexDamaged is raised again before the new
+    index is complete, does not drop the new index. The damage may be in the tables from which the index is built, and
+    another new index would not repair these tables."""
     may_rebuild = True
     checks_without_slot = 0
     while True:

@@ -96,7 +96,10 @@ def export(
 def _open_writer(to: str, *, for_docker: bool) -> ImageFileWriter:
     """Returns the object that writes the images to `to`. It writes a tar archive if `to` is `-` (the standard output)
     or ends with `.tar`, or if `for_docker` is True; otherwise a directory. Ends the command if `to` is a directory, but
-    the archive needs a file."""
+    the archive needs a file.
+
+    `LayoutArchive` writes the archives of both formats, because a docker archive is an OCI layout with one more
+    file."""
     from registry.upkeep.images.image_file_writers import LayoutArchive, LayoutDirectory
 
     if to == "-":

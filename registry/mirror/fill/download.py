@@ -241,8 +241,9 @@ class Download:
             return await self._fetch_from(repo, is_new_connection, has_share)
 
     async def _fetch_from(self, repo: RepositoryName, is_new_connection: bool, has_share: bool) -> bool:
-        """Does the work of `_fetch`. `has_share`: whether the request holds a share of `repo`
-        (`ConnectionSlots.repository_share`)."""
+        """Does the work of `_fetch`. `has_share`: whether the request holds a *share* of `repo`
+        (`ConnectionSlots.repository_share`). Each repository has a limited number of shares. A slow request without a
+        share may be cut off while other requests wait for a slot."""
         sink = self._next_sink()
         if sink is None:
             return False
@@ -371,8 +372,9 @@ class Download:
             self._repos.on_failure(repo, has_progress=self._retry.failures_in_row == 1)
 
     def _fail(self, repo: RepositoryName, error: RegistryError) -> None:
-        """Ends the download with `error`. The caller of `run` relates errors such as BlobUnknown to `_first_repo`. So
-        an error of another repository becomes UpstreamUnavailable; only `_FINAL_ERRORS` stay as they are."""
+        """Ends the download with `error`, which a request to `repo` caused. If `repo` is not `_first_repo`, ends the
+        download with UpstreamUnavailable instead, unless `error` is one of `_FINAL_ERRORS`. Otherwise the caller of
+        `run` would conclude, for example from BlobUnknown, that `_first_repo` does not have the blob."""
         if repo != self._first_repo and not isinstance(error, _FINAL_ERRORS):
             error = UpstreamUnavailable(f"the download of {self._partial.digest} broke off: {error.message}")
         self._fatal_error = self._fatal_error or error

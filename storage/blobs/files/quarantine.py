@@ -1,5 +1,5 @@
-"""The directory of damaged blob files (`QuarantineDirectory`), and the *version* of a file: a text that changes when
-another file gets the same name (`version_of_status`)."""
+"""The directory of damaged blob files (`QuarantineDirectory`), and the *version* of a file (`version_of_status`):
+a text that identifies the file at a path. Another file at the same path has another version."""
 
 from __future__ import annotations
 

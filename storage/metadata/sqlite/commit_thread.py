@@ -125,7 +125,7 @@ class CommitThread:
         self._queue: queue.SimpleQueue[_PendingChange | None] = queue.SimpleQueue()
         self._wal = WriteAheadLog(layout.metadata, system, reserve)
         self._fsync_enabled: bool | None = None  # None: `_set_fsync` was not called yet
-        self._log_name_is_durable = False
+        self._log_name_is_durable = False  # whether the file name of the write-ahead log survives a power cut
         opened: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(opened,), name="metadata", daemon=True)
         self._thread.start()
@@ -149,9 +149,10 @@ class CommitThread:
         return future
 
     def has_same_rights(self, before: object, after: object) -> bool:
-        """Returns True if the only commit between the data versions `before` and `after` is the last commit of this
-        thread that changed no rights. Rights that were read at `before` are then still valid at `after`. Otherwise
-        returns False, even if the rights did not change."""
+        """Returns True if rights that were read at the data version `before` are known to be valid at the data version
+        `after`. The thread knows this about two versions only: the versions before and after its newest commit that
+        changed no rights and was the only commit between them. For all other versions, returns False, even if the
+        rights did not change."""
         return self._versions_with_same_rights == (before, after)
 
     def close(self) -> None:
@@ -285,8 +286,9 @@ class CommitThread:
     def _transact(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Makes all changes in one transaction and commits it. If there are several changes, each has a savepoint, so
         that a change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
-        # Checks that the path still leads to the opened data directory. A check at the beginning of a push would be too
-        # early, because the push writes its files by path afterwards.
+        # Checks that the path still leads to the opened data directory. A push writes its files by path before this
+        # check. If an operator replaces the directory during the push, the files can be in the new directory, but the
+        # commit would go to the old database. A check at the beginning of the push would be too early to notice this.
         self._directory.check()
         self._make_log_name_durable(db)
         self._wal.close_gaps(db)

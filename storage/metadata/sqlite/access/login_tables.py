@@ -81,8 +81,9 @@ INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?4)
 def add_failures(db: apsw.Connection, now: float, costs: Mapping[str, FailureCost]) -> None:
     """Stores a failed login. `costs` maps each throttling key of the login to the cost of the failure under this key.
 
-    Deletes all throttling keys whose time has passed. If the clock was set back, the times of some keys can be too
-    late. Sets these times to the latest possible time, `LONGEST_THROTTLING_SECONDS` from now."""
+    Deletes all throttling keys whose time has passed. The latest possible time is `LONGEST_THROTTLING_SECONDS` from
+    now. If the clock was set back, the times of some keys can be later than this. Sets times that are more than
+    `CLOCK_MARGIN_SECONDS` later to the latest possible time."""
     _delete_expired_keys(db, now)
     latest_possible = now + LONGEST_THROTTLING_SECONDS
     db.execute(
@@ -96,8 +97,9 @@ def add_failures(db: apsw.Connection, now: float, costs: Mapping[str, FailureCos
 
 def mark_once(db: apsw.Connection, now: float, key: str, seconds: float) -> bool:
     """Marks an event for `seconds` seconds, so that it happens only once in this time. An example is the completion of
-    one login at the OpenID provider. The throttling key `key` identifies the event. If the event is not marked yet,
-    sets the time of `key` to `now + seconds` and returns True. Otherwise returns False and does not change the time.
+    one login at the OpenID provider. `key` is stored as a throttling key, but it names the event instead of an
+    account or a network. If the event is not marked yet, sets the time of `key` to `now + seconds` and returns True.
+    Otherwise returns False and does not change the time.
 
     Deletes all throttling keys whose time has passed."""
     _delete_expired_keys(db, now)

@@ -70,7 +70,8 @@ def add_event(db: apsw.Connection, event: NewEvent) -> None:
 
 def is_wanted(db: apsw.Connection, action: EventAction, repo: str) -> bool:
     """Returns whether a reader wants events with this action in the repository. `action` must not be
-    `EventAction.PUSH`, because readers of moves also want the pushes that move a tag."""
+    `EventAction.PUSH`. A reader of moves also wants a push that moves a tag, and this function does not know whether a
+    push moves a tag."""
     return any(
         action in reader_filter.actions and reader_filter.repositories.matches(repo)
         for _, reader_filter in _reader_filters(db)
@@ -150,8 +151,8 @@ def replace_readers(db: apsw.Connection, readers: Sequence[EventReader]) -> Set[
     has leftovers, this function changes nothing and returns None. The caller then deletes the leftovers and calls this
     function again.
 
-    If the list of events becomes a reader, sets its column `kept_from` to the id of the next event: from this id, the
-    list is complete."""
+    If the list of events was not a reader before and is one now, sets the column `kept_from` of the table `event_list`
+    to the id of the next event. The list of events is complete from this id on."""
     former_names = {name for name, _ in _reader_filters(db)}
     names = [reader.name for reader in readers]
     if removed_webhooks.has_deliveries(db, set(names) - former_names):
