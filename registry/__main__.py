@@ -12,7 +12,8 @@ from registry.cli.standard_streams import prepare_streams
 def main() -> None:
     """Runs the command line."""
     prepare_streams()
-    # Before the slow import below, `exit_on_interrupt` makes Ctrl-C end the program cleanly, and unblocks signals.
+    # `exit_on_interrupt` makes Ctrl-C end the program cleanly, also during the slow import below. The function also
+    # unblocks SIGINT and SIGTERM, which the parent process may have blocked.
     #
     # At an upgrade, the old server blocks signals, sets `_ENTREPOT_HANDOVER`, and replaces itself by this program with
     # execve(2) (`registry.server.process.successor`). Signals must then stay blocked until the new server can act on

@@ -110,8 +110,9 @@ class Entrepot(FastAPI):
         self.request_recorder = telemetry.requests
         """The server reports each request to this object (`registry.server.connection.request_reports`)."""
         self._in_flight_cell = telemetry.metrics.in_flight.first_cell
-        """Index, in `cells.own`, of the cell that counts this worker's requests in progress. A *cell* holds one number
-        of this process, in memory that all workers share (`registry.telemetry.shared_cells`)."""
+        """A *cell* holds one number that a worker counts, in memory that all workers can read
+        (`registry.telemetry.shared_cells`). `cells.own` has the cells of this worker. This is the index, in
+        `cells.own`, of the cell that counts the requests in progress."""
         self.running_requests = 0
         """Number of requests in progress, except those that the response cache answers."""
         self.on_idle: Callable[[], None] | None = None

@@ -55,7 +55,8 @@ def log_round_error(log: logging.Logger, what_failed: str, error: Exception) -> 
 
 def raise_if_cancelled() -> None:
     """Raises CancelledError if the cancellation of this task was requested. Call this in a loop that continues after an
-    error: an error that a `finally` block raises during the cancellation replaces the CancelledError."""
+    error. During the cancellation, a `finally` block may raise an error, which replaces the CancelledError. Without
+    this call, the loop would handle that error and continue, in spite of the cancellation."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -66,8 +66,8 @@ from storage.upkeep.schedule import cancel_all, run_rounds
 
 DAY_SECONDS = 86400.0
 KEEP_UNUSED_TAGS_SECONDS = 365 * DAY_SECONDS
-"""The store deletes the history of a mirrored tag if the tag is not cached, and the newest entry of the history is
-older than this."""
+"""A mirrored tag is *unused* if it is not cached. The store deletes the history of an unused tag if the newest entry of
+the history is older than this."""
 log = logging.getLogger("storage")
 
 OpenContent = Callable[[Disk, str, Metadata, DigestLocks], AbstractAsyncContextManager[tuple[BlobStore, Partials]]]
@@ -242,6 +242,8 @@ async def open_registry(
             return reserve.disk_full_reason() is not None
 
         if read_only_database is None:
+            # `problem` returns why nothing can be stored now. `refusal` returns why a push of a given size must not be
+            # stored: too little of the disk would stay free.
             health = StorageHealth(
                 problem=reserve.disk_full_reason,
                 refusal=reserve.low_disk_reason,

@@ -55,9 +55,10 @@ class TagFacts:
       registry, which may be an estimate. None: a client has set the tag, or has pushed it again since the import.
     - `subject`: if the name of the tag matches `REFERRER_TAG`, the manifest to which the tag belongs. None: the name
       does not match, or the repository does not have the manifest.
-    - `order_time`: None, unless `pushed` was in the future (`storage.future_times`) when the tag was read. The tag is
-      then sorted by this time in place of `pushed`: the time of the last change of any tag before the clock went ahead,
-      or 0.0 if no such change is known."""
+    - `order_time`: the time by which the tag is sorted in place of `pushed`, if `pushed` was in the future
+      (`storage.future_times`) when the tag was read; otherwise None. It is the later of two times: the last change of
+      any tag before the clock went ahead, and the last change of this tag whose time was not in the future. It is 0.0
+      if neither change is known."""
 
     name: Tag
     digest: Digest
@@ -82,8 +83,8 @@ class TagPosition:
     it would otherwise be the newest tag until the clock reaches that time. Tags that were pushed at the same time are
     sorted by name.
 
-    `pushed`, `name`, `order_time`: the fields of the tag's `TagFacts`. `future_start`: when the list was read, all
-    times after this one were in the future."""
+    `pushed`, `name`, `order_time`: the fields of the tag's `TagFacts`. `future_start`: the time at which the list was
+    read, plus `storage.future_times.CLOCK_MARGIN_SECONDS`. For the list, all later times were in the future."""
 
     pushed: float
     name: str
@@ -91,10 +92,11 @@ class TagPosition:
     future_start: float = field(default=math.inf, compare=False)
 
     def is_same_or_older_than(self, tag: TagFacts) -> bool:
-        """Returns whether `tag` has this position or a newer one. If this is the position of the `n`th newest tag,
-        returns whether `tag` is one of the `n` newest."""
-        # The list sorted the tag by `order_time` only if `pushed` was in the future when the list was read. If `tag`
-        # was read later, after the clock was set back, `tag` can have an `order_time` that the list did not use.
+        """Returns whether this position is the position of `tag`, or an older one. If this is the position of the `n`th
+        newest tag, returns whether `tag` is one of the `n` newest."""
+        # If `tag.pushed` was not in the future when the list was read, the list sorted the tag by `pushed`, so
+        # `tag.order_time` must not count. `tag` can have an `order_time` in spite of this: the clock may have been set
+        # back after the list was read and before `tag` was read.
         order_time = tag.order_time if tag.pushed > self.future_start else None
         return _sort_key(tag.pushed, tag.name, order_time) <= _sort_key(self.pushed, self.name, self.order_time)
 
@@ -113,9 +115,9 @@ class UnusedSince:
       from another registry.
 
     The *start of the record* is the time since which all pulls are recorded. Earlier pulls may be missing, because an
-    earlier version of the program served the image, or because the store was restored from a backup. If the start of
-    the record is later than `pulled`, a manifest that was pushed before the start of the record does not count as
-    unused."""
+    earlier version of the program served the image, or because the store was restored from a backup. If the record
+    starts after `pulled`, pulls between these two times may be missing. An orphan that was pushed before the start of
+    the record may have been pulled then, so it counts as used."""
 
     pushed: float
     untagged: float

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 STDOUT_NAME: Final = "standard output"
 """The attribute `filename` of an OSError that a write to the standard output raises. Callers recognize the error by
-this name. A BrokenPipeError does not have it, because it is the normal end of a pipe."""
+this name. A BrokenPipeError does not get this name, because a broken pipe is no failure: the reader of the pipe has
+ended."""
 
 
 def prepare_streams() -> None:

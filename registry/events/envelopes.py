@@ -30,7 +30,8 @@ _CLOUDEVENT_TYPE_BY_ACTION: Final[Mapping[EventAction, str]] = {
     EventAction.BLOB_MOUNT: "entrepot.blob.mounted",
     EventAction.BLOB_DELETE: "entrepot.blob.deleted",
 }
-"""The attribute `type` of a CloudEvent."""
+"""The attribute `type` of a CloudEvent. `EventAction` describes the actions. For example, `FILL` means that a mirror
+fetched a manifest or blob from its upstream."""
 _DISTRIBUTION_ACTION_AND_METHOD: Final[Mapping[EventAction, tuple[str, str]]] = {
     EventAction.PUSH: ("push", "PUT"),
     EventAction.DELETE: ("delete", "DELETE"),

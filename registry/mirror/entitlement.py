@@ -71,7 +71,7 @@ class BlobEntitlement:
         At a public upstream, the first case that applies decides where the size comes from:
 
         - No manifest names the blob: asks the upstream.
-        - `ask_size`, or an earlier call, has remembered a size: takes this size.
+        - `check` or `ask_size` has asked the upstream a short time ago, and remembered the answer: takes this size.
         - All manifests state the same size: takes this size.
         - The manifests state different sizes: asks the upstream, and remembers the answer for a short time. If the
           upstream refuses, does not answer or states no size, takes the size in the newest manifest.
@@ -112,8 +112,8 @@ class BlobEntitlement:
 
     async def ask_size(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:
         """Asks the upstream for the blob's size in bytes. Call this if the size that `check` has returned differs from
-        the size of the blob that the upstream has sent. At a public upstream, `check` returns the new size for a short
-        time. Raises the errors of `check`."""
+        the size of the blob that the upstream has sent. Remembers the answer for a short time. At a public upstream,
+        `check` uses the remembered size. Raises the errors of `check`."""
         return await self._sizes.ask_and_remember(repo, digest, deadline)
 
     async def mount(self, repo: RepositoryName, digest: Digest, size: int) -> RepositoryName | None:

@@ -80,9 +80,9 @@ class Pages:
         self._rendering = asyncio.Lock()
 
     async def cached_error_page(self, language: str, values: Callable[[], Mapping[str, object]]) -> bytes:
-        """Returns the error page in a language. The first call for the language renders the page with the result of
-        `values`. Later calls for the language return the same page and do not call `values`, so all calls must be for
-        the same error and have equal values."""
+        """Returns the cached error page in a language. Only one error page is cached for each language, so all calls
+        must be for the same error. The first call for a language renders the page with the result of `values`. Later
+        calls return the same page and do not call `values`, so the values of all calls must be equal."""
         async with self._rendering:
             if language not in self._error_pages:
                 self._error_pages[language] = await self.renderer.render("error.html", language, values())

@@ -62,7 +62,8 @@ class RefreshResult:
       cooldown.
     - `served`: the digest that pulls get until `held_back_until`; None if pulls fail until then, or if `digest` is not
       in a cooldown.
-    - `unblocked_blobs`: number of blobs whose records of corrupt bytes `refresh_image` has deleted."""
+    - `unblocked_blobs`: number of blobs that the mirror may request again from endpoints (URLs of the upstream) that
+      had sent corrupt bytes. `refresh_image` has deleted the records that kept the mirror from this."""
 
     outcome: RefreshOutcome
     upstream: str
@@ -113,7 +114,8 @@ async def _refresh_digest(
     if await _cached_digest(stored, mirrored.repo, image) is not None:
         return RefreshResult(RefreshOutcome.CACHED, mirrored.upstream, digest)
     if unblocked_blobs:
-        # No manifest is cached, so the deleted record was about `digest`. Only blobs have such records.
+        # No manifest of the image is cached, so `_forget_bad_senders` has looked only for records about `digest`, and
+        # has found some. Such records exist only for blobs, so `digest` is the digest of a blob.
         return RefreshResult(RefreshOutcome.FETCHED_LATER, mirrored.upstream, digest)
     fetched = await mirrored.registry.get_manifest(mirrored.repo, digest)
     return RefreshResult(RefreshOutcome.NEW, mirrored.upstream, fetched.digest)

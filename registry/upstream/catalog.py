@@ -66,6 +66,7 @@ class CatalogReader:
             url = f"{endpoint.url}/v2/_catalog?n={NAMES_PER_PAGE}"
             if previous is not None and previous.next_url is not None:
                 url = previous.next_url
+            # `memory`: a large response counts against the memory budget until this `with` block ends.
             with ShareScope() as memory:
                 response = await self._requester.request(
                     *(endpoint, attempt, _PLACEHOLDER_REPOSITORY, RequestKind.LIST, "GET", url),

@@ -186,7 +186,8 @@ def _parse_results(body: bytes, count: int) -> list[UpstreamResult]:
 def _parse_entry(entry: dict[str, Any]) -> UpstreamResult:
     description, stars = entry.get("description"), entry.get("star_count")
     return UpstreamResult(
-        name=entry["name"][: MAX_NAME_LENGTH + 1],  # a name that is too long is cut, but stays invalid
+        # A name that is too long is cut, but keeps one character more than a valid name can have. So it stays invalid.
+        name=entry["name"][: MAX_NAME_LENGTH + 1],
         description=description[:MAX_DESCRIPTION_LENGTH] if isinstance(description, str) else "",
         stars=stars if isinstance(stars, int) and 0 <= stars < 2**31 else 0,
         is_official=entry.get("is_official") is True,

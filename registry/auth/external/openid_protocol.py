@@ -181,12 +181,16 @@ async def verify_id_token(
 
 def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
     """Returns the URL under `name` in the metadata of the provider `issuer`. Raises ProviderUnavailable if the URL is
-    missing, malformed or not safe. An http URL is safe only if it names this machine and `issuer` is an http URL as
-    well: a remote provider must not make this registry send requests to services on this machine."""
+    missing, malformed or not safe. An http URL is safe only under two conditions:
+
+    - The URL names this machine. Otherwise an attacker could change the responses in transit.
+    - `issuer` is an http URL too, and so names this machine. A remote provider must not make this registry send
+      requests to services on this machine."""
     value = document.get(name)
     try:
         if not isinstance(value, str) or not (value.isascii() and value.isprintable() and " " not in value):
             raise ValueError("it is not a URL")
+        # `attacker_can` is the end of the error message for a URL with plain http: "... an attacker ... can log in".
         check_identity_url(value, example="https://sso.example.com/token", attacker_can="log in")
         if issuer.startswith("https:") and not value.startswith("https:"):
             raise ValueError("it must begin with https://, as the provider's own URL does")

@@ -63,7 +63,7 @@ class RequestedAccess:
 
     @property
     def is_pull_only(self) -> bool:
-        """Whether the client requests only to pull from repositories, and from at least one."""
+        """Whether the client requests to pull from one or more repositories, and requests nothing else."""
         names_only_repositories = bool(self.actions) and not self.has_unknown_scopes and CATALOG not in self.actions
         return names_only_repositories and all(actions == Action.PULL for actions in self.actions.values())
 

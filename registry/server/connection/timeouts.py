@@ -69,8 +69,9 @@ class ConnectionTimeouts:
     def eviction_candidate(
         self, wait: Wait, now: float, *, requests_started: int, client: str | None
     ) -> EvictionCandidate | None:
-        """Describes the connection for eviction, in which the worker closes a connection to make room for another one.
-        Returns None if the connection must stay open, in two cases:
+        """Describes the connection if the worker may evict it. To *evict* a connection is to close it, to make room for
+        another one. Only *silent* connections may be evicted. The connection is not silent, and this method returns
+        None, in two cases:
 
         - The reason of the wait is `application`.
         - The reason is `send`, `body`, `half_closed` or `drain`, and the wait has progressed in the last

@@ -121,9 +121,9 @@ class ChunkedFraming:
         return offset
 
     def _receive_line(self, data: memoryview, offset: int) -> int:
-        """Appends the bytes from `offset` to the end of the line, or of `data`, to `self._line`. Parses the line if it
-        is complete. Returns the offset after these bytes. Raises RefusedRequest if the line is malformed or too
-        long."""
+        """Takes bytes of `data`, beginning at `offset`, until the line ends or `data` ends. Appends these bytes to
+        `self._line`. Parses the line if it is complete. Returns the offset after these bytes. Raises RefusedRequest if
+        the line is malformed or too long."""
         line_end = _LINE_END.search(data, offset, offset + self._limit + 1)
         end_offset = line_end.end() if line_end else min(len(data), offset + self._limit + 1)
         self._line += data[offset:end_offset]

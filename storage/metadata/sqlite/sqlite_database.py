@@ -137,5 +137,6 @@ class SqliteDatabase:
             return
         for part in self._parts_in_closing_order:
             part.close()
-        # Closes after `data_version`, which reads memory that SQLite maps for this connection.
+        # A call of `data_version` reads memory that SQLite may unmap when this connection closes. So the loop above
+        # closes `data_version` first.
         self._db.close()

@@ -55,8 +55,8 @@ class BackupOptions:
     - `target`: the directory of backups.
     - `keep`: how many snapshots of this registry to keep; None: all.
     - `verify`: whether to check the digests of all blobs. If False, the backup checks the blobs whose bytes it copies.
-      It usually does not check blobs that the directory has already, hard links, and clones (files that share blocks
-      on the disk).
+      It then usually does not check a blob that the directory has already. It also usually does not check a blob for
+      which it makes a hard link or a clone (a file that shares blocks on the disk with the file of the store).
     - `may_link`: whether files of the backup may be hard links to files of the store, if both are on one file system.
     - `earlier`: the newest backup that was made to `target` (`find_earlier_backup`). If `target` has neither this
       backup nor a later one, `make_backup` checks that the disk of `target` is mounted. None: there is no check."""
@@ -72,9 +72,9 @@ class BackupOptions:
 class _BlobOutcomes:
     """What a backup did with the blobs. Each blob is in one of four groups:
 
+    - `present`: number of blobs that the directory had already. A file that failed its check does not count.
+    - `damaged`: the blobs that the directory did not have, and that the registry had recorded as damaged.
     - `copied`: number of blobs that the backup copied. `copied_bytes`: number of copied bytes.
-    - `present`: number of blobs that the directory had already.
-    - `damaged`: other blobs, which the registry had recorded as damaged.
     - `not_copied`: the remaining blobs, which could not be copied."""
 
     copied: int = 0
@@ -112,7 +112,9 @@ async def make_backup(
         if known_backup is not None and not await copier.run(
             partial(directory.has_snapshot_since, known_backup.snapshot)
         ):
-            # An older snapshot does not prove that the disk is mounted: it may be in the directory at the mount point.
+            # While the disk of the backups is not mounted, `directory.root` is a directory on the disk that has the
+            # mount point. This directory may have older snapshots too. So an older snapshot does not prove that the
+            # disk of the backups is mounted.
             await copier.run(partial(check_mounted, directory.root, known_backup))
             if not await copier.run(directory.has_marker):
                 reason = f"the earlier backups are gone from {directory.root}; this backup is the first one there now"

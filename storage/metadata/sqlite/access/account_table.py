@@ -86,7 +86,8 @@ def password_hash(db: apsw.Connection, name: AccountName) -> str | None:
 def page(db: apsw.Connection, kind: AccountKind | None, after: str | None, limit: int) -> Page[Account]:
     """Returns a page of accounts, sorted by name. `kind`: USER for people, ROBOT for robots, None for both. The page
     starts with the first name that sorts after `after`, or with the first of all names if `after` is None. The page has
-    at most `limit` accounts, and fewer if its accounts are in many groups (`limited_page`)."""
+    at most `limit` accounts, and fewer if its accounts are in many groups: `limited_page` limits the total number of
+    *parts* on a page, and the parts of an account are its groups."""
     rows = db.execute(_PAGE, (kind, after or "", limit + 1))
     return limited_page(rows, _account, count_parts=lambda account: len(account.groups), limit=limit)
 
