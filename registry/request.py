@@ -28,7 +28,7 @@ class RequestInvalid(RegistryError):
     """The request cannot be parsed, or asks for more than a limit allows. The OCI spec has no error code for this."""
 
     code = "UNSUPPORTED"
-    default = "the request cannot be read"
+    default = "the request cannot be read"  # the message of an error whose constructor gets no message
 
 
 class ActingPrincipal(Protocol):

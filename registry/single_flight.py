@@ -2,7 +2,8 @@
 
 If a caller is cancelled, the caller leaves the task. A task that waits to send its first request to another server
 (`waiting_to_send`) is cancelled once all its callers have left, so that clients that disconnect cannot fill the queue
-of waiting tasks. Every other task continues, even without callers.
+of waiting tasks. Every other task continues, even without callers. A task that `SingleFlight.start` has returned also
+continues, even while it waits to send.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Flight(asyncio.Task[T]):
     """A task of `SingleFlight`.
 
     - `callers`: how many callers wait for its result.
-    - `is_kept`: whether the task always continues without callers. `SingleFlight.start` and `note_sending` set this.
+    - `is_kept`: if True, the task continues without callers, even while it waits to send a request.
+      `SingleFlight.start` and `note_sending` set this to True.
     - `is_waiting`: whether the task waits to send a request."""
 
     callers = 0
@@ -114,9 +116,10 @@ class SingleFlight(Generic[T]):
         exception of the task, or the stop error.
 
         If the caller is cancelled, the task continues, with one exception: the task is cancelled if it waits to send
-        its first request, has no other caller and was not returned by `start`. A caller that is itself a flight is
-        `waiting_to_send` during this call: for example, the flight for a manifest that waits for the flight for a
-        token."""
+        its first request, has no other caller and was not returned by `start`.
+
+        The caller may itself be a task of a `SingleFlight`: for example, the task for a manifest waits for the task for
+        a token. During this call, the caller then counts as a task that waits to send (`waiting_to_send`)."""
         flight = self.join(key, work)
         try:
             with waiting_to_send():

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from storage.content import Descriptor, OpenFile
 
 PIECE_BYTES = 1 << 20
-"""Largest number of bytes that a reader yields at a time, or has in `data`."""
+"""Largest number of bytes that a reader yields at a time. If `span`, the part of the blob to read, has more bytes,
+`MemoryBlobReader.data` is None."""
 
 
 class MemoryBlobReader:

@@ -70,6 +70,7 @@ class ImmutableTags:
 
     def __init__(self, rules: Sequence[TagRule] = (), mirrored: Iterable[str] = ()) -> None:
         upstreams = frozenset(mirrored)
+        # `without_names_below` leaves out the mirrored repositories: their first segment is the name of an upstream.
         self._rules = [
             (NameSet(frozenset(rule.repositories)).without_names_below(upstreams), rule.tag_matcher) for rule in rules
         ]

@@ -1,12 +1,12 @@
 """Sends events to one client as a stream (`EventStream`, `EventStreamResponse`), in the format Server-Sent Events of
 the HTML standard (9.2).
 
-While the stream is open, it checks the client's rights again:
+While the stream is open, it checks the client's rights again in each of these cases:
 
-- If the store has changed since the last check: before the stream sends events, so that it sends no event that the
-  client may no longer see.
-- If there are new events, or the store has changed: when `RECHECK_SECONDS` have passed since the last check.
-- In any case: when `KEEP_ALIVE_SECONDS` have passed, because a credential can expire without a change of the store.
+- There are events to send, and the store has changed since the last check. The stream checks first, so that it sends no
+  event that the client may no longer see.
+- `RECHECK_SECONDS` have passed since the last check, and there are events to send or the store has changed.
+- `KEEP_ALIVE_SECONDS` have passed since the last check, because a credential can expire without a change of the store.
 
 The stream ends:
 

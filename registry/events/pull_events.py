@@ -42,7 +42,7 @@ def wants_pulls(settings: Settings) -> bool:
 
 
 OnUnrecorded = Callable[[int], None]
-"""Called with the number of dropped pulls."""
+"""Called with the number of dropped pulls, which are not recorded as events."""
 
 
 def ignore_unrecorded(_: int) -> None:

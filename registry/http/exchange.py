@@ -121,7 +121,7 @@ class Exchange(RequestContext):
         self.address = client[0] if client else ""
         self.request_id = request_id_of(scope["headers"])
         self.notice = None
-        self.announced_blob = None  # set by the handlers of uploads
+        self.announced_blob = None  # upload handlers set this to what the request states about its blob
         self.cache_state = ""
         self.upstream = ""
         self.registry = registry

@@ -97,6 +97,7 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
         budgets = _budgets(settings, evictor, max_bytes, upstream)
         await context.report(message="counting the cache", unit="images")
         await _wait_for_scopes(settings, store.usage, evictor.limits.budgets if budgets is None else budgets)
+        # Counts the scopes that the server has defined in the store.
         await count_stored_scopes(store.usage, store.leases)
         evicted: list[dict[str, Any]] = []
         totals = {"images": 0, "bytes": 0}

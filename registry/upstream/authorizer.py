@@ -104,8 +104,11 @@ class AuthorizationOffer:
     """Whether `authorization` contains a password or a token that was just issued. If the endpoint refuses a fresh
     header, another try is useless."""
     has_given_up_guessing: bool = False
-    """Whether the offer has no header because the guess has failed `MAX_GUESS_FAILURES` times in a row, the last time
-    because no token could be obtained."""
+    """True if all of these conditions hold, otherwise False:
+
+    - The offer has no header, because no requirement is known.
+    - The endpoint's guess is not used any more, because it has failed `MAX_GUESS_FAILURES` times in a row.
+    - At the last of these failures, no token could be obtained."""
 
     @property
     def lacks_token(self) -> bool:
@@ -143,9 +146,9 @@ class UpstreamAuthorizer:
         clock: Callable[[], float],
         configured_name: str | None = None,
     ) -> None:
-        """`endpoints`: the URLs of the endpoints. `clock` returns seconds since 1970. `configured_name`: the name under
-        which docker's `config.json` has the login, and in whose registrable domain token services are allowed; None:
-        `settings.name`."""
+        """`endpoints`: the URLs of the endpoints. `clock` returns seconds since 1970. `configured_name`: a name of the
+        upstream, such as `ghcr.io`; None: `settings.name`. The login is looked up under this name in docker's
+        `config.json`. Token services in the registrable domain of this name are allowed."""
         self._name = settings.name
         self._login = ConfiguredLogin(settings, configured_name)
         self._realms = RealmPolicy(settings, endpoints, configured_name)
@@ -258,8 +261,8 @@ class UpstreamAuthorizer:
             and requirement == offer.requirement
             and not isinstance(offer.failure, UpstreamTimeout)
         ):
-            # The endpoint requires the token that could not be obtained before. A second try can succeed only after a
-            # timeout.
+            # The endpoint requires the token that could not be obtained for the first offer. The error was not a
+            # timeout, so a second try would fail in the same way.
             raise offer.failure
         authorization, is_fresh = await self._authorization_for(endpoint, key, requirement, login, refused=token)
         if authorization == offer.authorization:
@@ -302,8 +305,8 @@ class UpstreamAuthorizer:
 
     def _cached_requirement(self, endpoint: str, scope: str) -> LoginRequirement | None:
         """Returns the cached requirement of the endpoint for this scope. Returns None if no requirement is cached or if
-        it has expired. If the clock was set back, a requirement that expires later than REQUIREMENT_VALID_SECONDS from
-        now counts as expired."""
+        it has expired. A requirement also counts as expired if it would expire later than `REQUIREMENT_VALID_SECONDS`
+        from now. This happens if the clock was set back after the requirement was cached."""
         requirement, valid_until = self._requirements.get((endpoint, scope)) or (None, 0.0)
         if not 0 < valid_until - self._clock() <= REQUIREMENT_VALID_SECONDS:
             self._requirements.remove((endpoint, scope))

@@ -181,7 +181,8 @@ class BlobStore(Protocol):
     to the errors that their docstrings name."""
 
     boot: str
-    """A text that changes when bytes that `UploadSession.flush` has stored may have been lost.
+    """If this text differs from its value at a call of `UploadSession.flush`, the bytes that the call has stored may
+    have been lost. Otherwise, no crash of the machine has lost them.
 
     - If `flush` leaves the bytes in the page cache, a reboot may lose them: `boot` is the machine's boot id.
     - If `flush` syncs the bytes, `boot` never changes."""

@@ -8,8 +8,8 @@ share. A backup waits until it holds all removal slots, then copies the metadata
 slots. If a process dies, its slots become free.
 
 A backup that waits for slots keeps the collectors from taking new slots. So the backup waits only until the running
-removals have ended. Without the slots, a backup could begin between a collector's check that no backup runs and the
-removal.
+removals have ended. Without the slots, a collector could find that no backup runs, then a backup could begin, and then
+the collector would remove blobs that the backup needs.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ class RetentionWork:
                 await context.report()
             counts["tags_deleted"] += deleted
             counts["tags_kept"] += len(page) - deleted
-        # The clock is read again: at the time `now`, the manifests of the deleted tags were not untagged yet, so even a
-        # rule that deletes untagged manifests immediately would keep them.
+        # The clock is read again, because the deletions above have untagged manifests after the time `now`. With `now`,
+        # a rule that deletes untagged manifests immediately would keep these manifests.
         since = unused_since(rule.settings, self._clock(), await self._retention.recorded_periods())
         if since is not None:
             counts["manifests_deleted"] += await self._delete_untagged(context, repo, since)
@@ -152,6 +152,7 @@ class RetentionWork:
         pending = deque(dependents)
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
+            # Manifests that were pushed or pulled after the time `latest_use` stay.
             latest_use = self._clock() - MIN_UNTAGGED_SECONDS
             orphans = await self._retention.delete_orphans(repo, batch, ACTOR, unused_since=latest_use)
             for digest in orphans.deleted:

@@ -58,7 +58,7 @@ class CrossProcessFlags:
         self._waiters.add(waiter)
 
     def remove_waiter(self, waiter: object) -> None:
-        """Removes `waiter` if it is registered. Together with the last waiter of this process, releases this process's
+        """Removes `waiter` if it is registered. If it was the last waiter of this process, also releases this process's
         lock for the flag "a client waits for the blob". Raises nothing."""
         if waiter in self._waiters:
             self._waiters.remove(waiter)

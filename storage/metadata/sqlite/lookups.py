@@ -34,12 +34,16 @@ STATEMENT_COST = 100
 NAME_COST = 10
 """Cost of reading a name, without matching its characters."""
 SKIP_COST_FACTOR = 2
-"""After a name that is not in the set, the reader searches for the next name in the set. The search costs this many
-times as much as matching the characters of the name."""
+"""If the reader has read a name that is not in the set, it searches for the text at which the set may continue
+(`NameSet.seek`). The search costs this many times as much as matching the characters of the name that was read."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
-"""Smallest and largest number of names that one statement reads. The first statement for a page reads the smallest
-number. Each further statement reads twice as many names as the statement before. But after the reader has skipped names
-that no statement has read, the next statement reads the smallest number again."""
+"""Smallest and largest number of names that one statement reads.
+
+- The first statement for a page reads the smallest number of names.
+- If the next statement begins directly after the last name that was read, it reads twice as many names as the statement
+  before, but at most the largest number.
+- If the next statement begins further on, because no name of the set lies in between, it reads the smallest number of
+  names again."""
 MAX_REFERRERS_READ = 5_000
 """Largest number of referrers that are read for one page."""
 
@@ -96,6 +100,7 @@ def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
+    # The column `needed` of a link is the time at which a client last added or requested the blob.
     size, place, last_used, is_queued_for_collection = row
     if not place:  # `place` is the key of the bytes in the blob store, and empty if the blob is damaged
         raise BlobUnknown(
@@ -265,11 +270,12 @@ def referrer_page(
     the page has only manifests of that type.
 
     The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
-    If the first referrer alone has more than `max_page_bytes`, there are two cases:
+    The first referrer alone may have more than `max_page_bytes`. There are two cases:
 
-    - `max_page_bytes` is at least `REFERRER_PAGE_BYTES`: the page has only this referrer.
-    - `max_page_bytes` is less: the page is empty, and its `more` is true. The caller can call this function again with
-      `REFERRER_PAGE_BYTES`."""
+    - `max_page_bytes` is at least `REFERRER_PAGE_BYTES`: the page has only this referrer. Otherwise no page could list
+      the referrer.
+    - `max_page_bytes` is less than `REFERRER_PAGE_BYTES`: the page is empty, and its `more` is true. To get the
+      referrer, the caller can call this function again with `REFERRER_PAGE_BYTES`."""
     descriptors: list[Descriptor] = []
     page_bytes = 0
     parameters = (repo, subject, after or "", max_read + 1)

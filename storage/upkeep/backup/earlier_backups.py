@@ -1,10 +1,10 @@
 """Checks that a backup goes to the right directory. A *snapshot* is the copy of a registry that one backup has added to
 the directory. There are two checks:
 
-- `check_mounted` fails if the earlier backups are on a disk that is not mounted. The new backup would fill the disk
-  that has the empty mount point. The check uses the result of the earlier backup's job: the name of the snapshot, and
-  the mount point of the directory's file system. The result has no device number, because a restart of the machine can
-  change the number.
+- `check_mounted` fails if the earlier backups are on a disk that is not mounted. Without that disk, its mount point is
+  an empty directory on another disk, and the new backup would fill this other disk. The check uses the result of the
+  earlier backup's job: the name of the snapshot, and the mount point of the directory's file system. The result has no
+  device number, because a restart of the machine can change the number.
 - `find_foreign_snapshots` finds snapshots of another registry, which a backup must not remove. Such snapshots mean that
   the directory is the wrong one, or that the server began a new registry because the disk with the registry's data was
   not mounted.
@@ -40,8 +40,10 @@ class EarlierBackup:
 
 def mount_point(path: Path) -> Path:
     """Returns the mount point of the file system of `path`. If `path` is missing, uses the file system in which `path`
-    would be created. A bind mount within the file system, as systemd makes for a service, does not count as a mount
-    point. Blocks. Raises OSError."""
+    would be created. Blocks. Raises OSError.
+
+    A bind mount of a directory within its own file system does not count as a mount point, because it has the device
+    number of its parent directory. systemd makes such bind mounts for a service."""
     directory = Path(os.path.realpath(path))
     while not directory.exists():
         directory = directory.parent

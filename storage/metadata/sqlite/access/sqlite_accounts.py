@@ -325,8 +325,11 @@ class SqliteAccounts:
         )
 
     async def mark_once(self, key: str, seconds: float) -> bool:
-        """Returns False if the time of the throttling key lies in the future. Otherwise sets the key's time to
-        `seconds` seconds from now and returns True."""
+        """Marks an action that must happen only once in `seconds` seconds. `key`: a text that stands for the action.
+        The database stores a time for `key`, as for a throttling key.
+
+        - If the key's time lies in the future, the action is marked already. Returns False.
+        - Otherwise, sets the key's time to `seconds` seconds from now, and returns True."""
         now = self._clock()
         return await self._writer.run(
             lambda db: login_tables.mark_once(db, now, key, seconds), durable=False, reserve_use=ReserveUse.HALF
