@@ -94,9 +94,12 @@ class BackgroundWork:
         self._mirror_tasks = AsyncExitStack()  # ends the tasks that `_start_mirror_tasks` has started
 
     async def start(self) -> None:
-        """Starts the work. Does nothing if the work was started already, or if the store was opened read-only. On a
-        read-only store, the work could store nothing. It would also hold leases. After the store has been opened again
-        for writing, the work of the new `BackgroundWork` needs these leases."""
+        """Starts the work. Does nothing if the work was started already. Also does nothing if the store was opened
+        read-only, for these reasons:
+
+        - On a read-only store, the work could store nothing.
+        - The work would hold leases. After the store has been opened again for writing, a new `BackgroundWork` needs
+          these leases."""
         if self._store.is_read_only or self._is_started:
             return
         self._is_started = True
@@ -114,8 +117,8 @@ class BackgroundWork:
         ]
         if self._activity is not None:
             schedules.append(self._activity.run())
-        # A round collects garbage, and deletes old lines of the audit log and the old history of mirrored tags. None:
-        # this process runs no rounds.
+        # `run_upkeep_rounds` is None if this process runs no rounds. A round collects garbage, and deletes old lines of
+        # the audit log and the old history of mirrored tags.
         if store.run_upkeep_rounds is not None:
             schedules.append(store.run_upkeep_rounds())
         if self._upkeep.evictor.limits:

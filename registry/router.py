@@ -88,8 +88,9 @@ class Router(RefusingRegistry):
     - `naming`: tells which upstream a name belongs to.
     - `private`: the names of the private upstreams. Such an upstream may have repositories that only some clients are
       allowed to read.
-    - `is_confirmed`: returns whether a private upstream has confirmed that one of its repositories has a blob. From
-      this repository, clients can mount only confirmed blobs, even if the store lists more blobs there."""
+    - `is_confirmed`: returns whether a private upstream has confirmed that a repository of this upstream has a blob.
+      From a repository of a private upstream, clients can mount only confirmed blobs, even if the store lists more
+      blobs in the repository."""
 
     def __init__(
         self,
@@ -257,12 +258,15 @@ class Router(RefusingRegistry):
         return await call.invoke_on(self.hosted)
 
     async def _mirrored_source(self, repo: RepositoryName) -> Destination | None:
-        """Returns the repository of the default upstream that answers reads of `repo` before the first push to `repo`.
-        Returns None if `repo` cannot mean such a repository, if nothing was ever pulled from the repository, or if the
-        client is not allowed to pull from it.
+        """Before the first push to the name `repo`, the name means a repository of the default upstream. Returns this
+        mirrored repository, and the registry from which to read it:
 
-        If something was already pushed to `repo`, the result has the hosted registry in place of the mirror. The
-        hosted registry reads the mirrored repository from the shared store, and never asks the upstream."""
+        - If nothing was ever pushed to `repo`, the registry is the mirror.
+        - If something was pushed to `repo`, the registry is the hosted registry. The hosted registry reads the mirrored
+          repository from the shared store, and never asks the upstream.
+
+        Returns None if `repo` cannot mean a repository of the default upstream, if nothing was ever pulled from the
+        mirrored repository, or if the client is not allowed to pull from the mirrored repository."""
         name_at_default = self.naming.name_at_default_upstream(repo)
         if name_at_default is None or not current_request().may_pull(name_at_default):
             return None
@@ -303,8 +307,8 @@ class Router(RefusingRegistry):
         with suppress(BlobUnknown):
             await self._mount_mirrored_blob(digest, source.repo, repo, by)
             return
-        # The store has the blob now, but `source` may not have it, because the download may have been started for
-        # another repository. If a blob is already stored when it is opened, the mirror adds it to `source`. So this
+        # The download may have been started for another repository. Then the store has the blob now, but `source` may
+        # not have it. When the mirror opens a stored blob for `source`, the mirror adds the blob to `source`. So this
         # method opens the blob again.
         async with aclosing(await source.registry.open_blob(source.repo, digest)):
             await self._mount_mirrored_blob(digest, source.repo, repo, by)

@@ -142,7 +142,8 @@ class ServiceFactory:
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded_upstreams=self._upstreams_needing_grant)
-        # `lambda: True`: the service has no accounts. A browser on this machine must then ask for a known host name.
+        # `lambda: True`: there are no accounts, so every client may do everything. `CrossSiteCheck` then refuses
+        # requests of web browsers on this machine for an unknown host name: DNS rebinding may have caused them.
         cross_site = CrossSiteCheck(self.settings.public_url, self._other_hosts, lambda: True)
         return Service(
             self._distribution(guard, authenticator, cross_site),
@@ -205,15 +206,16 @@ class ServiceFactory:
             router.naming,
             store.is_known_repository,
             private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
-            # Tells whether a private upstream has confirmed that one of its repositories has a blob.
+            # The router returns a blob from a repository of a private upstream only if this function returns True: the
+            # upstream has confirmed that the repository has the blob.
             is_confirmed=store.records.is_confirmed,
         )
-        # The browser reads stored content through `browser_guard`. It removes tags and makes archives through `guard`.
-        # An archive may need content that only an upstream has.
+        # `RepositoryBrowser` reads stored content through `browser_guard`. It removes tags and makes archives through
+        # `guard`. An archive may need content that only an upstream has.
         browser_guard = Guarded(stored_router, router.naming, stored_router.stored_name, renew=policy.reevaluate)
         browser = RepositoryBrowser(browser_guard, guard, store)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
-        # The lambda: True while no client needs a login. A browser on this machine must then ask for a known host name.
+        # The lambda: True while no client needs a login. The check of host names (see `without_accounts`) then applies.
         cross_site = CrossSiteCheck(settings.public_url, self._other_hosts, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
@@ -335,9 +337,7 @@ class RateLimitMemory:
 def shared_rate_limit(settings: Settings, memory: RateLimitMemory | None = None) -> RateLimit | None:
     """Returns the rate limit in the settings. It counts the requests of all workers in `memory`. Returns None if the
     settings have no rate limit. If `memory` is None, allocates memory, and must be called before the workers are
-    forked.
-
-    Health checks have a limit of their own: the same rate, but at least `MIN_HEALTH_CHECKS_PER_SECOND`."""
+    forked. Health checks have a limit of their own: the same rate, but at least `MIN_HEALTH_CHECKS_PER_SECOND`."""
     per_second = settings.limits.requests_per_second
     if not per_second:
         return None

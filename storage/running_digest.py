@@ -85,8 +85,8 @@ class LibcryptoDigest:
         elif view.readonly:
             self._functions.update(self._state, bytes(view), view.nbytes)
         else:
-            # libcrypto gets only the address of the first byte. `first_byte` refers to the whole buffer, and keeps it
-            # at this address.
+            # libcrypto gets only the address of the first byte. While `first_byte` exists, Python neither moves nor
+            # frees the buffer of `data`.
             first_byte = ctypes.c_char.from_buffer(view)
             self._functions.update(self._state, ctypes.addressof(first_byte), view.nbytes)
 

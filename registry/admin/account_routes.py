@@ -33,7 +33,8 @@ async def get_me(caller: AnyCaller) -> models.CallerResponse:
     identity = caller.principal.identity
     grants: Page[Grant] = Page([]) if identity.name is None else _grant_page(caller, identity.name, identity.groups)
     account = None
-    # An account that is only in an htpasswd file has a name but no version, and the store does not know it.
+    # `identity.version`: the version of the account in the store. None: the store has no such account, for example
+    # because the account is only in an htpasswd file.
     if identity.name is not None and identity.version is not None:
         account = models.AccountResponse.from_stored(caller.accounts.account(AccountName(identity.name)))
     return models.CallerResponse(
@@ -158,8 +159,7 @@ def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -
 
 def _grant_page(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
     """Returns the first page of the grants that apply to the account `name`: the grants to the account itself, to its
-    groups, to `authenticated` and to `everyone`. `groups`: groups outside the store to which the account belongs. The
-    OpenID provider or the issuer of the account's token names these groups. The account's groups in the store are
-    always included."""
+    groups, to `authenticated` and to `everyone`. `groups`: the groups that the OpenID provider or the issuer of the
+    account's token names for the account. The account's groups in the store are always included."""
     subjects = caller.administration.subjects_of(name, groups)
     return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)  # None: begin at the first grant

@@ -104,7 +104,7 @@ async def preview_retention(
         raise Denied(f"{caller.rights.account_name} may not see this preview without the right `admin` on {repo}")
     preview = caller.upkeep.retention_preview
     rule = preview.rule_of(repo)
-    # A visitor, such as an account, runs one preview at a time.
+    # `visitor_key` identifies the account, or the network of an anonymous client. One preview runs per key at a time.
     async with preview.slots.slot(caller.visitor_key):
         lines = await preview.tag_lines(repo, after, limit)
         totals = None if after is not None else await preview.totals(repo)

@@ -138,7 +138,7 @@ async def read_scrub_status(store: StoredRegistry) -> ScrubStatus:
 
 async def read_quarantine(store: StoredRegistry) -> list[QuarantinedResponse]:
     """Returns the entries of the quarantine, oldest first, at most `MAX_QUARANTINED`."""
-    # `damage.place_of` returns "" for a damaged blob.
+    # If the blob of an entry is still damaged, `damage.place_of` returns an empty string.
     return [
         QuarantinedResponse.from_stored(entry, damaged=await store.damage.place_of(entry.digest) == "")
         for entry in (await store.blobs.list_quarantine())[:MAX_QUARANTINED]

@@ -90,9 +90,9 @@ class TagRemover:
     async def _removal_plan(
         self, repo: RepositoryName, tags: Sequence[Tag], is_immutable: IsImmutable
     ) -> TagRemovalPlan:
-        """Returns the plan for the removal of `tags`. Only the tags of the plan leave out immutable tags. Its manifests
-        may include one to which an immutable referrer tag points. `remove` does not delete such a manifest, because the
-        manifest still has a tag."""
+        """Returns the plan for the removal of `tags`. The field `tags` of the plan has no immutable tags. The field
+        `manifests` of the plan may have a manifest to which an immutable referrer tag points. `remove` does not delete
+        such a manifest, because the manifest still has a tag."""
         plan = await self._planner.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
         return replace(plan, tags=[tag for tag in plan.tags if not is_immutable(tag.name)])
 

@@ -109,7 +109,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     gc.enable()
     try:
         # What a running old version of the program wants from this process. `CheckTask`: to check whether this version
-        # can take over. `Handover`: to take over. None: no old version has started this process.
+        # can take over; its `facts` are facts about the old version, such as its data directory. `Handover`: to take
+        # over. None: no old version has started this process.
         start_request = take_handover(os.environ)
         check_otel(settings.otel.endpoint)
     except (ChangeRefused, OtelUnavailable) as error:

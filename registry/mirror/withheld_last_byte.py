@@ -56,6 +56,8 @@ class UnverifiedBlobReader:
         self._reader_file = fill.open_file()
         fill.demand.add_client()
         self.file: OpenFile | None = self._reader_file.file
+        """The same object as `_reader_file.file`; None after `aclose`. If this reader switches to the stored blob, the
+        object stays the same, and its file descriptor then refers to the file of the stored blob."""
         self._is_verified = False
         """Whether the digest of the blob is verified and the blob is stored."""
         self._pulls = list(pulls)

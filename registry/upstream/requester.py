@@ -79,9 +79,9 @@ If the first endpoint raises such an error, `continue_after_refusal` decides whe
 _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
 """Statuses with which a registry may refuse a request without a login, even if it accepts the request with a login."""
 _HIDING_STATUSES = frozenset({403, 404, 410})
-"""Statuses with which a registry may hide content from a request without a token. If no token could be obtained for a
-request, `UpstreamRequester.send_authorized` raises an error for these statuses, even if `accepted_statuses` contains
-them. The set lacks 400, which is about the form of a request."""
+"""Statuses with which a registry may hide content from a request without a token. The set lacks 400, which is about the
+form of a request. If no token could be obtained for a request, `UpstreamRequester.send_authorized` raises an error for
+these statuses, also for those that its caller accepts (`accepted_statuses`)."""
 _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     BlobSizeUnknown,
     RangesUnsupported,
@@ -116,7 +116,8 @@ class UpstreamRequester:
         observer: MirrorObserver,
         configured_name: str | None = None,
     ) -> None:
-        """`clock` returns seconds since 1970. `configured_name`: see `HttpUpstreamClient`."""
+        """`clock` returns seconds since 1970. `configured_name`: the name under which docker's `config.json` has the
+        login, and in whose registrable domain token services are allowed; None: `settings.name`."""
         self._observer = observer
         self.remaining_requests = RemainingRequests(settings.name, records, clock)
         self._backoff = RateLimitBackoff(settings.name, records, clock)
@@ -229,14 +230,14 @@ class UpstreamRequester:
         scope, as for a login."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:
-            # The endpoint might return the content to a request with a login. A retry does not help (`needs_login`).
+            # With a login, the endpoint might return the content. `needs_login`: a retry without a login does not help.
             not_found_error = as_unconfirmed(not_found_error, needs_login=True)
         scope = f"repository:{repo}:pull" if scope is None else scope
         try:
             response, offer = await self._send_with_login(endpoint, attempt, scope, send)
         except AnonymousRefused:
-            # The token service gives no token to anonymous clients, so whether the content exists remains unknown. A
-            # retry does not help (`needs_login`).
+            # The token service gives no token to anonymous clients, so whether the content exists remains unknown.
+            # `needs_login`: a retry without a login does not help.
             raise as_unconfirmed(not_found_error, needs_login=True) from None
         if response.status < 500:
             attempt.on_working()
@@ -318,10 +319,10 @@ class UpstreamRequester:
 
         - `path`: relative to `/v2/<repository>/`, or a complete URL. Raises UpstreamUnavailable for a URL of another
           origin, which must not get the login of the endpoint.
-        - `max_bytes`: the largest body.
-        - `read_body`: if False, a successful response is returned without its body.
-        - `linked_from`: the response that contains the link `path`. The request may connect only to the addresses that
-          `ApiClient.addresses_allowed_for_links` returns for this response. None: `path` does not come from a response.
+        - `max_bytes`: the largest body. `read_body`: if False, a successful response is returned without its body.
+        - `linked_from`: the response that has `path` as a link; None: `path` is not a link. A request for a link may
+          connect only to the addresses that `ApiClient.addresses_allowed_for_links` returns (`reach`), because a link
+          of an upstream on the internet could otherwise lead to a private address.
         - `memory`: a large body counts against the memory budget until the `with` block of this `ShareScope` ends.
           None: the body counts only while it is received.
         - `scope`: see `send_authorized`."""

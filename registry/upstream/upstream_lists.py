@@ -244,9 +244,10 @@ class UpstreamLists:
                             raise UnconfirmedNameUnknown if _is_unconfirmed_refusal(response) else NameUnknown
                         all_referrers = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(all_referrers, artifact_type)
-                        # When a client requests the first page, `ListCache` reads a list of one request again,
-                        # because the list may have changed. For a list of more requests, it may use the cache. This
-                        # list took two requests, but has to be read again as well. So `request_count` is 1.
+                        # If `request_count` is 1, `ListCache` reads the list again when a client requests the first
+                        # page. If `request_count` is larger, `ListCache` may use its cached list. This list took two
+                        # requests. But it has to be read again for a first page, because it may have changed.
+                        # Therefore `request_count` is 1 here.
                         size_bytes = BYTES_PER_DESCRIPTOR * len(referrers)
                         return CompleteList(referrers, request_count=1, size_bytes=size_bytes)
                     descriptors = await self._parser.parse_descriptors(response)

@@ -128,7 +128,8 @@ def _check_owner(name: str, data: Path) -> Iterator[Finding]:
         why = "every user of this machine can delete or replace content"
         step = f"chmod o-w {data}"
         if server_uid != status.st_uid and not may_write_as_group(status):
-            # After `chmod o-w` alone, the server could not write to the directory.
+            # The server may write to the directory only because everybody may. So the server must own the directory
+            # before `chmod o-w`.
             step = f"chown {server_uid} {data} && {step}"
         yield problem(name, f"everybody may write to {data}", why, step)
     database = layout_of(data).metadata

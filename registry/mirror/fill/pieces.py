@@ -8,9 +8,9 @@ no byte after the end of the piece.
 
 A *straggler* is a connection that is much slower than the others. When all bytes have been requested, the requests of
 stragglers are cancelled, and the missing bytes of their pieces are requested again over other connections. The rate of
-a connection is compared with the rates of the other connections and of pieces that ended a short time ago. If the
-whole download becomes slower, every connection is slow compared with these pieces. Therefore each cancellation
-discards the rates of the ended pieces, so that the same pieces cause no further cancellations.
+a connection is compared with the rates of the other connections and of pieces that ended a short time ago. After the
+whole download has become slower, every connection is slow compared with the pieces that ended before. These ended
+pieces must not cause one cancellation after another. Therefore each cancellation discards their rates.
 """
 
 from __future__ import annotations
@@ -191,7 +191,8 @@ class AdaptiveConcurrency:
             self._windows_without_speedup += 1
             if self._windows_without_speedup < WINDOWS_WITHOUT_SPEEDUP:
                 return
-            if open_connections <= self._previous_connections:  # the upstream's limit allows no more
+            # No connection was added after the doubling, because the upstream's limit allows no further connection.
+            if open_connections <= self._previous_connections:
                 self.reduce_connections(now, open_connections)
                 return
             self.connections = self._previous_connections

@@ -21,8 +21,8 @@ class ImageTree:
 
     - `root`: the manifest or index of the whole image.
     - `manifests`: all manifests of the image, with `root`. An index comes after the manifests that it lists.
-    - `missing`: digests of the manifests that an index lists, but that cannot be read: the source lacks the manifest or
-      one of its blobs."""
+    - `missing`: digests of the manifests that an index lists, but that this image leaves out, because the source lacks
+      the manifest or one of its blobs."""
 
     root: Manifest
     manifests: dict[Digest, Manifest] = field(default_factory=dict)

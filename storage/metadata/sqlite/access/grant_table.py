@@ -1,6 +1,11 @@
 """The table of grants. A grant allows its *subject* some actions on the repositories whose names match a pattern, such
 as `team/**`. A subject (class `Grantee`) is a user, a robot, a group, everyone, or everyone who is authenticated.
 
+Some patterns have a *tail*:
+
+- An exact name has no tail. A prefix followed by `**`, such as `team/**`, has no tail.
+- The tail of any other pattern is its first star and all characters after this star.
+
 All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
 `by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change
 increments the *epoch*, a number in the database. A process uses cached rights only until the epoch changes.
@@ -33,17 +38,14 @@ _COUNT_GRANTS_AND_TAIL_CHARACTERS = """
 SELECT count(*), ifnull(sum(length(pattern) - star + 1) FILTER (
            WHERE star > 0 AND NOT (star = length(pattern) - 1 AND substr(pattern, -1) = '*')), 0)
   FROM (SELECT pattern, instr(pattern, '*') AS star FROM access_grant WHERE kind = ? AND name = ?)"""
-"""Reads the number of grants of a subject, and the number of characters in the tails
-(`MAX_TAIL_CHARACTERS_PER_SUBJECT`) of the patterns of these grants."""
+"""Reads the number of grants of a subject, and the number of characters in the tails of the patterns of these
+grants."""
 MAX_GRANTS_PER_SUBJECT = 5_000
 """Largest number of grants of one subject. The limit exists because a request of the subject may have to read all these
 grants."""
 MAX_TAIL_CHARACTERS_PER_SUBJECT = 64 * 1024
-"""Largest number of characters in the *tails* of all patterns of one subject together. The limit exists because
-matching takes time for each character of a tail.
-
-- An exact name has no tail. A prefix followed by `**`, such as `team/**`, has no tail.
-- The tail of any other pattern is its first star and all characters after this star."""
+"""Largest number of characters in the tails of all patterns of one subject together. The limit exists because matching
+takes time for each character of a tail."""
 
 
 def pattern_from_database(text: str) -> NamePattern:
@@ -160,6 +162,7 @@ def _check_limits(db: apsw.Connection, grant: Grant) -> None:
         )
     added_characters = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
     if added_characters and tail_characters + added_characters > MAX_TAIL_CHARACTERS_PER_SUBJECT:
+        # "Patterns with a star before their end": the patterns that have a tail.
         raise AccountInvalid(
             f"the total length of the patterns with a star before their end would be too large for {subject}; "
             "grant on patterns like team/**, or to groups"

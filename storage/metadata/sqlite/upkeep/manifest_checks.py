@@ -111,8 +111,9 @@ def read(db: apsw.Connection, manifest_id: int) -> StoredManifest | None:
 
 
 def expected_references(manifest: Manifest) -> dict[str, set[str]]:
-    """Returns, for each table of references, the digests that the table must have for the manifest. Some entries of
-    an index may be blobs (`Manifest.blob_children`). The digests of these entries must be in both tables."""
+    """Returns, for each table of references, the digests that the table must have for the manifest. If an entry of
+    an index has a media type that is neither a manifest's nor an index's (`Manifest.blob_children`), both tables must
+    have its digest, because the entry may be a blob."""
     return {
         "manifest_blob": {blob.digest for blob in manifest.blobs} | set(manifest.blob_children),
         "manifest_child": {child.digest for child in manifest.manifests},

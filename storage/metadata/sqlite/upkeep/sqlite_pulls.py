@@ -28,7 +28,8 @@ class SqlitePulls:
     """Implements `storage.pulls.Pulls`; see there for the contract. Reads on the event loop."""
 
     def __init__(self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase) -> None:
-        """Reads with `db` and changes through `writer`."""
+        """`db`: the connection for reads. `writer`: makes the changes. An ImmutableDatabase has the method `run` of a
+        CommitThread, but refuses every change with StorageFull, because the disk is too full."""
         self._db = db
         self._writer = writer
 
@@ -43,8 +44,8 @@ class SqlitePulls:
         await self._writer.run(add, durable=False, reserve_use=ReserveUse.NONE)
 
     async def mark_pulls_recorded(self, now: float) -> None:
-        # Stores that all pulls until `now` are saved. `ReserveUse.NONE`, as in `save`: if a full disk keeps `save` from
-        # storing pulls, this call must fail as well.
+        # Records that the database has all pulls until `now`. `ReserveUse.NONE`, as in `save`: if a full disk keeps
+        # `save` from storing pulls, this call must fail as well.
         await self._writer.run(
             lambda db: recorded_periods.mark_pulls_recorded(db, now), durable=False, reserve_use=ReserveUse.NONE
         )
