@@ -42,7 +42,8 @@ class _AppWithLifespan:
         """Set when the application gets no more requests and its last request has ended."""
 
     def begin_drain(self) -> None:
-        """Makes the end of the last request set `drained`. Call this when the application gets no more requests."""
+        """Sets `drained` as soon as the application has no running requests: in this call, or when the last request
+        ends. Call this when the application gets no more requests."""
         self.app.on_idle = self.drained.set
         if not self.app.running_requests:
             self.drained.set()
@@ -107,8 +108,9 @@ class LiveApp:
         old, self._current, self._prepared = self._current, self._prepared, None
         old.begin_drain()
         old.app.is_retiring = True
-        # `_hand_over_work` starts the background work. The flag makes the application start the work as well when it
-        # opens its store again, such as after a full disk.
+        # `_hand_over_work` starts the background work. But if the application had to open its store read-only, such as
+        # on a full disk, the application opens the store again later. The flag makes the application start the
+        # background work then.
         self._current.app.starts_background_work = True
         self._close_in_background(old, self._close_when_done(old, self._current))
         set_log_level(self._current.app.factory.settings.log_level)

@@ -52,8 +52,8 @@ def printable_toml(value: str) -> str:
 
 
 _POSSIBLE_CONTROL: Final = re.compile(r"[^\n -~]")
-"""Matches every character except line feeds and printable ASCII. The JSON and TOML texts have other characters only
-inside strings. So each match is inside a string, where the functions below can escape it."""
+"""Matches every character except line feeds and printable ASCII. In the JSON and TOML texts, each matched character is
+inside a string, where the functions below can escape it."""
 
 
 def _json_escape(match: re.Match[str]) -> str:

@@ -104,8 +104,8 @@ class ContentReader:
 
     async def read_summary(self, repo: RepositoryName, digest: Digest, size: int | None = None) -> ManifestSummary:
         """Reads a manifest and returns its summary, or `UNREADABLE`. `size`: the size of the manifest in bytes; None:
-        unknown. The caller must first check that the repository has the manifest and that the client may see it,
-        because this method does not check a cached summary."""
+        unknown. The caller must first check that the repository has the manifest and that the client may see it. If
+        the summary is cached, this method checks neither."""
         cached = self._manifests.get(digest)
         if cached is not None:
             return cached

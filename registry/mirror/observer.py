@@ -14,9 +14,9 @@ class MirrorObserver(Protocol):
     loop. They return immediately and raise nothing."""
 
     def trace_request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
-        """Returns a context manager that records a trace. The mirror sends its requests to one endpoint for one
-        manifest, blob or list of tags inside the `with` block. `endpoint`: the URL of the endpoint, without secrets.
-        `repo`: the repository's name at the upstream."""
+        """Returns a context manager that records a trace of the requests inside the `with` block. Inside the block, the
+        mirror does one thing at one endpoint, such as getting one manifest. This can take several requests. `endpoint`:
+        the URL of the endpoint, without secrets. `repo`: the repository's name at the upstream."""
         ...
 
     def on_response(self, seconds: float) -> None:

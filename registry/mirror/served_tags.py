@@ -135,8 +135,9 @@ class ServedTags:
         now = self._clock()
         oldest = now - self._settings.cooldown
         start = after if after is not None and oldest <= after.since < now else None
-        # Each pass reads the moves after a position, up to an end. A move is a tuple that begins with its time. So the
-        # end `(now,)` excludes the moves that are recorded during this call.
+        # Each pass reads the moves after a position, up to an end. A move is a tuple that begins with its time, and
+        # Python compares tuples item by item. So the end `(now,)` is greater than every move from before `now`, and
+        # less than every move from `now` on. It excludes the moves that are recorded during this call.
         passes: list[tuple[UpstreamTagMove | None, tuple[object, ...]]] = [(start, (now,))]
         if start is not None:
             passes.append((None, start))
@@ -180,7 +181,8 @@ class ServedTags:
         sightings = await self._tags.sightings(repo, tag)
         now, cooldown = self._clock(), self.cooldown(repo, tag)
         if not sightings and cached is not None and cached.digest != digest:
-            # The cached digest counts as the first digest of the tag, because the first digest may be served at once.
+            # The cached digest counts as the first digest of the tag. Otherwise `digest` would be the first
+            # digest, which the settings may allow to be served at once, without the cooldown.
             sightings = [Sighting(now, cached.digest)]
         updated = add_sighting(sightings, digest, now, cooldown, serves_new=self._serves_first_digest)
         if updated is sightings:

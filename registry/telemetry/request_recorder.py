@@ -52,8 +52,9 @@ class CountedAnswer(LoggedAnswer, Protocol):
 
     kind: str
     metric_cells: Any
-    """A tuple of three numbers: the index of the cell that counts the requests with this answer, the index of the cell
-    that counts the sent bytes, and the size of the answer's body. None until the first request with this answer."""
+    """How to count a request with this answer, a tuple of three numbers. The first is the index of the cell that counts
+    the requests. The second is the index of the cell that counts the sent bytes. The third is not about a cell: it is
+    the size of the answer's body in bytes. None until the first request with this answer."""
 
 
 class RecordedExchange(Protocol):

@@ -87,6 +87,7 @@ async def log_out(request: Request) -> Response:
     await read_form(request)
     cookies = cookies_of(request)
     if cookies.session is not None:
+        # The actor names no account. `end` takes the account for the audit log from the session.
         await _browser_login(request).end(cookies.session, unauthenticated_actor(request.scope))
     response = redirect(HOME_PATH)
     cookies.delete(response, SESSION_COOKIE)

@@ -58,7 +58,7 @@ async def description_form(request: Request, path: str) -> Response:
     """Shows the form with the stored description. Needs the rights `pull` and `push`. Raises Unauthorized, Denied,
     Unsupported, NameUnknown."""
     caller, name = caller_of(request), repository_in(path)
-    stored = await _require_writable(caller, name)
+    stored = await _require_writable(caller, name)  # the stored name of the repository
     description = await caller.repository_browser.stored_description(caller.context_for(stored), stored)
     async with page_slot(request):
         if description is None:
@@ -78,6 +78,7 @@ async def write_description(request: Request, path: str) -> Response:
 
     Needs the rights `pull` and `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid,
     FormTooLarge."""
+    # `stored` is the stored name of the repository.
     caller, stored, form = await receive_repository_form(
         request, repository_in(path), _require_writable, _MAX_FORM_BYTES
     )

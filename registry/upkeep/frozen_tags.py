@@ -54,6 +54,7 @@ async def freeze_tag(router: Router, tags: UpstreamTags, requested: TagReference
 
     If the manifest is not cached, asks the upstream for it. Raises NameUnknown if the repository is not mirrored.
     Raises the errors of `Mirror.resolve_manifest` and `UpstreamTags.freeze`. An error leaves the tag as it was."""
+    # `consequence` is the end of the error text for a repository that is not mirrored.
     mirrored = await router.require_mirrored(requested.repository, consequence=", so there is nothing to freeze")
     frozen_before = await tags.find_frozen_tag(mirrored.repo, requested.tag)
     reference = requested.digest or (frozen_before.digest if frozen_before else requested.tag)

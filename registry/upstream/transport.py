@@ -46,8 +46,9 @@ from storage.errors import UpstreamUnavailable
 
 RESOLVER_THREADS = 64
 """Largest number of threads for the lookups of one upstream. Each thread runs one lookup at a time. One repository
-cannot occupy all threads: at most 16 of its requests run at a time, for at most 10 s each. A lookup can take about 30 s
-even if its request has ended. So the lookups for one repository occupy at most 3 times 16 threads (48)."""
+cannot occupy all threads: at most 16 of its requests run at a time, for at most 10 s each. A lookup can take about
+30 s, and it continues after its request has ended. In 30 s, at most 3 times 16 requests run to their time limit. So the
+lookups for one repository occupy at most 48 threads."""
 RESOLVER_THREADS_PER_DOMAIN = 2
 """Largest number of concurrent lookups for names of one registrable domain, such as `example.com`."""
 RESOLVER_WAIT_SECONDS = 10.0
@@ -259,7 +260,8 @@ class OutboundProxies:
 
     def __init__(self) -> None:
         self._variables = getproxies_environment()
-        """By `http`, `https`, `all` or `no`: the value of HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY."""
+        """The values of HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, under the keys `http`, `https`, `all` and
+        `no`. A variable that is not set has no key."""
         self._no_proxy = [entry.strip().lower() for entry in self._variables.get("no", "").split(",") if entry.strip()]
 
     def proxy_for(self, url: str) -> str | None:

@@ -29,8 +29,8 @@ class RepositoryRights:
     - `upstream`: the upstream from which the repository is mirrored. None: the repository is *hosted*, so clients push
       to it.
     - `actions`: the allowed actions.
-    - `grants`: the grants that apply, at most `MAX_SHOWN_GRANTS`. `actions` can lack actions that a grant names: `push`
-      to a mirrored repository, and every action of a disabled account.
+    - `grants`: the grants that apply, at most `MAX_SHOWN_GRANTS`. A grant can name actions that are not allowed: `push`
+      is not allowed on a mirrored repository, and a disabled account is allowed no action.
     """
 
     name: RepositoryName
@@ -49,7 +49,8 @@ class RightsExplanation:
     - `is_enabled`: False for a disabled account, which may do nothing; otherwise True.
     - `is_admin`: whether the account is an admin, who may do everything without a grant.
     - `is_registry_open`: whether the registry has no accounts yet. If so, grants have no effect: every client may pull,
-      push and delete. But no client may do anything on repositories of a guarded upstream (`require_grant`).
+      push and delete. But no client may do anything on the repositories of an upstream that needs grants with its own
+      name (the setting `require_grant`).
     - `repositories`: the rights on the repository. If the name can mean a hosted and a mirrored repository, the rights
       on both, the hosted repository first.
     """
@@ -69,6 +70,7 @@ async def explain_rights(policy: Policy, account: AccountName | None, repo: Repo
     is_enabled = stored_account is None or stored_account.enabled
     identity = ANONYMOUS if account is None else _identity(account, stored_account)
     await policy.prepare(identity)
+    # `unchecked_principal` computes the rights without a credential, and also for a disabled account.
     principal = policy.unchecked_principal(identity)
     grants_matter = not principal.is_registry_open and not principal.admin
     repositories = []

@@ -1,5 +1,5 @@
 """The checks of `entrepot doctor` that compare this machine's clock with the clocks of the upstreams, with the times of
-files in the data directory, and with a date before the release of this program."""
+files in the data directory, and with `EARLIEST_PLAUSIBLE_TIME`, a fixed time before the release of this program."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def clock_findings(now: float, dates: Mapping[str, tuple[str, float]]) -> list[F
 
 
 def _program_date_findings(now: float) -> Iterator[Finding]:
+    """Yields a finding if the clock shows a time before `EARLIEST_PLAUSIBLE_TIME`."""
     if now < EARLIEST_PLAUSIBLE_TIME:
         why = "certificates and tokens are not valid yet; what is pushed now looks old to retention"
         clock_text = time.strftime("%Y-%m-%d %H:%M", time.gmtime(now))

@@ -189,8 +189,8 @@ def _corrected_content(document: dict[str, Any], target: TargetRegistry) -> str:
 
 def _needs_http_entry(target: TargetRegistry) -> bool:
     """Returns whether `mirrors` needs an entry that says that the registry speaks plain HTTP. containerd expects plain
-    HTTP from `localhost` and 127.0.0.0/8, the hosts for which `docker_accepts_plain_http` is True. From all other
-    hosts, it expects TLS."""
+    HTTP from `localhost` and 127.0.0.0/8, and TLS from all other hosts. docker accepts plain HTTP from the same hosts,
+    so `docker_accepts_plain_http` also tells what containerd expects."""
     return target.address.is_plain_http and not target.address.docker_accepts_plain_http
 
 

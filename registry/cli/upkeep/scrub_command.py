@@ -50,8 +50,8 @@ def scrub(
     as_json: JsonLinesOption = False,
 ) -> None:
     """Runs a round of scrub to its end: the round that an earlier job left unfinished, or else a new one. Prints what
-    is damaged. If a subcommand is given, does nothing. If options stand before the subcommand, ends the command with
-    exit code 2."""
+    is damaged. Without `keep_going`, stops with an error after twenty damaged blobs in a row. If a subcommand is given,
+    does nothing. If options stand before the subcommand, ends the command with exit code 2."""
     if context.invoked_subcommand is not None:
         if rate or keep_going or config or data or as_json:
             fail(f"write the options after the subcommand: entrepot scrub {context.invoked_subcommand} …", USAGE_ERROR)

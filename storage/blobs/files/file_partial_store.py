@@ -200,7 +200,8 @@ class FilePartialStore:
         self._add_blob = add_blob
         self._digest_threads = ThreadPool(DIGEST_THREADS, thread_name_prefix="partials")
         self._waiting_tasks = PartialWaiters()
-        """The tasks of this process that wait for bytes of a partial blob."""
+        """The tasks of this process that wait for bytes of a partial blob (`PartialHandle.wait`). Unlike the waiters
+        of `PartialHandle.add_waiter`, these tasks are not handles."""
         self._claim_locks = KeyedLocks[str]()
         """A lock for each partial blob, by name. `claim` holds it while it opens the partial blob."""
         self._open_partials: dict[str, ProcessPartial] = {}
@@ -251,8 +252,11 @@ class FilePartialStore:
         return None
 
     async def _open_files(self, name: str, digest: Digest, size: int) -> PartialHandle | None:
-        """Opens or creates the files of a partial blob and returns a handle. Returns None if another process is
-        creating or deleting the files at this moment, or if this call has deleted files with unusable bytes."""
+        """Opens or creates the files of a partial blob and returns a handle. Returns None in two cases, in which the
+        caller should try again soon:
+
+        - Another process is creating or deleting the files at this moment.
+        - The files had unusable bytes, such as bytes from an earlier boot. This call has deleted both files."""
         paths = PartialPaths.of_blob(self._disk.layout, name, digest)
         disk = self._disk
 

@@ -2,9 +2,10 @@
 
 A push does not write to the index. The functions below index the new rows of four tables: repositories, manifests,
 blobs and the tag history. For each of these tables, the table `search_progress` has a *position*: the highest row id
-that the index has processed. A new row gets a row id above the highest row id in its table. After each deletion of a
-manifest or blob, a trigger lowers the position to at most the highest remaining row id of the table, so that the
-position stays below the row ids of new rows.
+that the index has processed. A new row gets the row id after the highest row id in its table. So after the row with the
+highest row id was deleted, the next new row gets the same row id again. If the position stayed at this row id, the
+index would never process the new row. Therefore a trigger runs after each deletion of a manifest or blob. If the
+position is above the highest remaining row id of the table, the trigger sets the position to this highest row id.
 
 The index reads only those entries of the tag history that were written after the index was created. The function
 `_add_stored_tags` adds older tags from the table of tags. The columns `tag_repository` and `tag_name` of
@@ -244,8 +245,8 @@ def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None
 
 def reload_segment_lists(db: apsw.Connection) -> None:
     """Prepares this connection for `PRAGMA quick_check`. A full-text index consists of segments. The connection keeps a
-    list of the segments, and the check reports listed segments that another connection has merged as damage. A small
-    search makes the connection read the current list."""
+    list of the segments. After another connection has merged segments, this list names segments that do not exist any
+    more, and the check would report them as damage. A small search makes the connection read the current list."""
     with suppress(apsw.Error):  # `PRAGMA quick_check` reports the damage
         _search_full_text(db)
 

@@ -48,7 +48,9 @@ class SqliteCachedImages:
 
     async def drop_unused_links(self, upstreams: Sequence[str], unused_since: float) -> DroppedLinks:
         now, page_start = self._clock(), cached_image_tables.LINKS_START
-        # Reads the garbage collector's queue page by page. Returns after the first page of which it has removed links.
+        # The garbage collector's queue lists the links that may be unused. Each turn of the loop reads one page of the
+        # queue, and removes unused links that the page lists. The loop ends when a turn has removed a link, or after
+        # the last page.
         while True:
             links, page_end = await self._scans.run(
                 partial(

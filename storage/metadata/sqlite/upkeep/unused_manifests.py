@@ -1,6 +1,7 @@
 """Finds manifests that nothing uses, so that retention or a removal of tags can delete them.
 
-- The *users* of a manifest are its tags, the indexes that list it, and its subject, if they are in its repository.
+- The *users* of a manifest are its tags, the indexes that list it, and its subject, if they are in its repository. The
+  subject counts as a user because a manifest that names a subject, such as a signature, is about the subject.
 - A manifest without users is *unused*. `storage.retention` calls it an *orphan*.
 - The *dependents* of a manifest are the manifests that it lists, and the manifests that name it as their subject.
 - The *tree* of a manifest is the manifest itself and all manifests that it lists, directly or through other indexes.
@@ -57,16 +58,16 @@ SELECT coalesce(sum(b.size), 0) FROM blob b
  WHERE b.digest IN (SELECT g.digest FROM json_each(?1) j JOIN manifest_blob g ON g.manifest = j.value)
    AND NOT EXISTS (SELECT 1 FROM blob_link l JOIN manifest_blob k ON k.repository = l.repository AND k.digest = b.digest
                     WHERE l.blob = b.id AND k.manifest NOT IN (SELECT value FROM json_each(?1)))"""
-"""Selects the total size of the blobs to which only the manifests ?1 (a JSON list of row ids) refer. Ignores a
-reference by another manifest if its repository does not have the blob."""
+"""Selects the total size of the blobs to which only the manifests ?1 (a JSON list of row ids) refer. A reference by
+another manifest counts only if the repository of that other manifest has the blob."""
 
 
 class LastPull(NamedTuple):
     """When the manifests in the tree of a manifest were last pulled and imported, in seconds since 1970.
 
     - `pulled`: the last pull of any manifest in the tree. None: no pull is recorded.
-    - `imported`: the last import from another registry. Counts only manifests in the tree that were never pulled from
-      this registry. None: there is no such import."""
+    - `imported`: the last import of a manifest in the tree from another registry. If a manifest was pulled from this
+      registry, its import does not count. None: no import counts."""
 
     pulled: float | None
     imported: float | None
