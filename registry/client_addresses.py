@@ -19,7 +19,7 @@ def plain_address(address: str) -> str:
 
 
 def network_of(address: str) -> str:
-    """Returns the network of an IP address that counts as one client for limits.
+    """Returns the network of an IP address. For limits, each such network counts as one client.
 
     - For an IPv6 address: the /64 network, such as `2001:db8::/64`. A client can choose the last 64 bits freely.
     - For an IPv4 address, such as `192.0.2.1` or `::ffff:192.0.2.1`: the IPv4 address itself.

@@ -121,10 +121,15 @@ class Snapshots(Protocol):
         """Marks a copy as restored now. Changes two things in the copy, because the copied registry may have recorded
         pulls and events after the copy was made:
 
-        - The pulls before the time of the restore count as incompletely recorded (`TagFacts.unrecorded_until`).
+        - The copy then says that it may lack pulls before the time of the restore (`TagFacts.unrecorded_until`).
         - Events after the restore will get higher numbers than all events of the copied registry.
 
-        `copied_at`: when the copy was made, in seconds since 1970. The time of the restore is the present time. If the
-        clock shows a time before `copied_at` or before an earlier restore, the later of these two times is used
-        instead. Blocks. Raises BackupFailed."""
+        `copied_at`: when the copy was made, in seconds since 1970. The clock may have been set back since then, so the
+        time of the restore is the latest of these times:
+
+        - The present time.
+        - `copied_at`.
+        - The time before which the copy may already lack pulls, for example the time of an earlier restore.
+
+        Blocks. Raises BackupFailed."""
         ...

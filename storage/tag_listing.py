@@ -53,9 +53,11 @@ class TagOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TagQuery:
-    """The tags to list, and their order. `text`: only tags whose name contains this text, in any case, are listed.
-    `is_descending`: whether the order is reversed. `includes_referrer_tags`: whether referrer tags are listed as
-    well."""
+    """The tags to list, and their order.
+
+    - `text`: only tags whose name contains this text are listed. Upper and lower case count as the same.
+    - `is_descending`: whether the order is reversed.
+    - `includes_referrer_tags`: whether referrer tags are listed as well."""
 
     text: str = ""
     order: TagOrder = TagOrder.NAME
@@ -87,8 +89,9 @@ class ManifestFacts:
     """The facts in the metadata about a manifest of a repository.
 
     - `size`: size of the manifest itself in bytes; 0 if its stored bytes are damaged.
-    - `stored_at`: in a mirror, the time at which the manifest was stored. Otherwise the recorded time of the manifest's
-      last push to the repository. A push at most a minute after the recorded time is not recorded.
+    - `stored_at`: in a mirror, the time at which the manifest was stored. Otherwise the time of the manifest's last
+      push to the repository. The time of the last push can be up to a minute too early: to save writes, a push does not
+      update a time that is at most a minute old.
     - `last_pulled`: when a manifest of the tree was last pulled; None: no pull is recorded.
     - `pulls`: number of pulls of all manifests of the tree together.
     - `stored_bytes`: total size in bytes of the stored blobs of the tree, each counted once; None: not computed,

@@ -56,8 +56,10 @@ async def require_pushable(caller: Caller, name: RepositoryName) -> RepositoryNa
     - Unauthorized if the token of the request lacks a right that the caller's account has.
     - Denied if the account may not push.
     - NameHidden if the account may push, but not pull.
-    - Unsupported if the repository is mirrored, or if the registry is read-only.
-    - NameUnknown if the name belongs to a repository of the default upstream."""
+    - Unsupported if the registry is read-only.
+    - Unsupported if the name can belong only to a mirrored repository.
+    - NameUnknown if the name can belong to a hosted repository, but now belongs to a repository of the default
+      upstream."""
     _check_may(caller.principal, Action.PUSH, "push to", name)
     if caller.upkeep.settings.read_only:
         raise Unsupported("this registry is read-only")

@@ -8,10 +8,11 @@ changed:
 2. Every worker gets the epoch at each request. The worker reads the database only if a counter in shared memory shows
    a commit since its last request (`storage.metadata.sqlite.cross_process_change_counter`).
 3. Each worker caches credentials, each with its principal (the account with its rights). A principal contains the
-   epoch at which its rights were read. `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only
-   if the principal's epoch is the current epoch.
-4. If the principal's epoch is older, `CachedCredentialCheck.revalidate` checks the credential again, and `principal_of`
-   computes the rights again from the grants.
+   epoch at which its rights were read. A cached credential contains the epoch at which it was last checked.
+   `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only if the principal's epoch is the
+   current epoch.
+4. If the principal's epoch is older, `CachedCredentialCheck.revalidate` checks the credential again, unless the
+   credential's epoch is the current epoch. Then `principal_of` computes the rights again from the grants.
 
 An *identity* is the account that a credential has proved, with the limits of the credential. Some identities depend on
 a *source outside the database*: a line of the htpasswd file, or the settings of a token issuer or of the OpenID
@@ -46,8 +47,8 @@ class CachedCredentialCheck:
         return verified.expires > self._clock() and self._revocation_check.is_stamp_current(verified.identity)
 
     def revalidate(self, verified: VerifiedCredential) -> bool:
-        """Returns whether the cached credential is still valid. If `verified.epoch` is not the current epoch, checks
-        the account, the API token and the signing key again, and updates the identity and the epoch in `verified`."""
+        """Returns whether the cached credential is still valid. If its epoch is not the current epoch, checks the
+        account, the API token and the signing key again, and updates the identity and the epoch in `verified`."""
         if not self.is_unexpired_and_unchanged(verified):
             return False
         epoch = self._accounts.epoch()
@@ -66,9 +67,10 @@ async def principal_of(policy: Policy, verified: VerifiedCredential) -> Principa
     valid any more."""
     principal = verified.principal
     if principal is None or principal.epoch != policy.accounts.epoch():
-        await policy.prepare(verified.identity)
+        await policy.prepare(verified.identity)  # reads the grants, and lets other tasks run meanwhile
         try:
-            # This call checks the identity again if the epoch has changed, for example during `prepare`.
+            # This call checks the identity again if the epoch has changed since the last check of the credential. A
+            # change is possible during `prepare`, too.
             principal = verified.principal = policy.principal(verified.identity, checked_epoch=verified.epoch)
         except Unauthorized:
             raise Unauthorized(INVALID_CREDENTIALS) from None

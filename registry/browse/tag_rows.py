@@ -81,7 +81,7 @@ def tag_row(
         pulls=manifest.pulls,
         marks=overview.marks,  # whether the image is signed, has an SBOM and has attestations
         immutable=is_immutable(tag.name),
-        frozen_at=frozen_digests.get(tag.name),
+        frozen_at=frozen_digests.get(tag.name),  # the digest at which a frozen tag stays
     )
 
 

@@ -175,7 +175,8 @@ class PassThroughReader:
 
     location: str | None = None
     is_incomplete = True
-    """Always True, because the blob is never stored."""
+    """Whether the registry is still downloading the blob. Always True: this class reads only blobs that are
+    being downloaded."""
     data: bytes | None = None
     file: OpenFile | None = None
 
@@ -292,6 +293,7 @@ class PassThroughReader:
     async def _download(self, span: tuple[int, int]) -> None:
         """Waits for a connection slot, and downloads the bytes of `span` into the buffer."""
         self._buffer.requested_range = start, stop = span
+        # `waits_for_client`: the download may have to wait for the client if not all its bytes fit into the buffer.
         async with self._slots.pass_through_slot(
             self, waits_for_client=stop - start > MAX_BUFFERED_BYTES, blob_size=self._size
         ):

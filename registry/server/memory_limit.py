@@ -35,7 +35,7 @@ def _limit_files(proc: Path, groups: Path) -> Iterator[Path]:
         else:
             continue
         # In a container, the path can begin with `..`: the process's group is then outside of the groups that the
-        # container sees. In this case, the file `name` directly in `directory` has the limit.
+        # container sees. In this case, the limit is in the file `directory / name`.
         group = PurePosixPath("/", path.lstrip("/"))
         group = PurePosixPath("/") if ".." in group.parts else group
         for group_or_parent in (group, *group.parents):

@@ -3,7 +3,8 @@ forms refresh, freeze, purge and fetch images. A *frozen* tag stays at one diges
 
 There are two more pages:
 
-- The list of cached images, because it reads much from the database.
+- The list of cached images. The page *Mirror* does not contain this list, because the list reads much from the
+  database.
 - A page with only the downloads. While the page *Mirror* is open, the browser repeatedly requests this smaller page, to
   update the downloads on the page *Mirror*.
 

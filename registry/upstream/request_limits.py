@@ -42,8 +42,10 @@ async def time_limit(seconds: float, peer_name: str) -> AsyncIterator[None]:
 @asynccontextmanager
 async def hold_slot(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
     """Waits for a free slot of the semaphore, and holds the slot during the `async with` block. Tasks get slots in the
-    order in which they started to wait. If several callers share the task (`SingleFlight`), the task can be cancelled
-    while it waits, once no caller waits for its result any more (`waiting_to_send`)."""
+    order in which they started to wait.
+
+    A task of `SingleFlight` may be cancelled while it waits for a slot, if no caller needs the task's result any more
+    (`waiting_to_send`)."""
     if semaphore.locked():
         with waiting_to_send():
             await semaphore.acquire()

@@ -45,7 +45,7 @@ UNUSED_SECONDS: Final = 60.0
 time. An eviction removes unused links when it finds no further image to evict."""
 CHECK_SECONDS: Final = 2.0
 """Time between two checks of the limits. A call of `Evictor.check_soon` ends this time early. In two cases, the evictor
-first waits this time once more, which no call ends early:
+waits for this time twice before the next check. No call ends the first of these two waits early. The cases:
 
 - The last check failed.
 - The last check had to evict images but evicted none."""

@@ -223,12 +223,14 @@ slots and 30 ms for an argon2id hashing, the last of these calls waits for about
 slots."""
 RESERVED_PLACES: Final = 8
 """The number of calls that may wait in one worker in addition to `MAX_WAITING_CALLS`. These *reserved places* are for
-sites with few calls (`MAX_RESERVED_PLACES_PER_SITE`), so that one site cannot keep all other sites from logging in. A
-*site* is a network whose addresses may all belong to one customer of an internet provider
-(`registry.client_addresses.site_of`). `MAX_WAITING_CALLS` has no limit per site, because all clients may belong to one
-site, such as a private network, or a proxy that `trusted_proxies` does not list."""
+sites with few calls (`MAX_RESERVED_PLACES_PER_SITE`), so that one site cannot keep all other sites from logging in.
+
+A *site* is a network whose addresses may all belong to one customer of an internet provider
+(`registry.client_addresses.site_of`). One site may take all places that are not reserved, because all clients may
+belong to one site, such as a private network, or a proxy that `trusted_proxies` does not list."""
 MAX_RESERVED_PLACES_PER_SITE: Final = 2
-"""A site with this many calls, in reserved and other places together, gets no reserved place."""
+"""A new call of a site gets a reserved place only if the site has fewer pending calls (`HashingPool`) than this. Calls
+in all places count, not only those in reserved places."""
 RETRY_AFTER_SECONDS: Final = 2
 """The time after which a client should try again if its login was refused because too many calls were waiting."""
 NICENESS: Final = 10

@@ -30,7 +30,8 @@ MAX_HEAD_BYTES: Final = 2048
 
 - The length of the whole head.
 - `RequestHead.size`: the length of the request target plus the lengths of all headers. A header of less than 64 bytes
-  counts as 64 bytes. So a cached block has fewer than 32 headers.
+  counts as 64 bytes. 2048 / 64 is 32, and the request target counts as well, so a cached block has fewer than 32
+  headers.
 
 With these limits, the cache takes about 2 MiB."""
 _MAX_SEEN_HASHES: Final = 4096
@@ -118,8 +119,8 @@ class HeadCache:
         secrets = []
         for index, (name, value) in enumerate(headers):
             if name in _SECRET_HEADERS:
-                # If the value also occurs earlier in the block, `start` is the earlier offset. This does no harm: the
-                # entry is found only for a block with the same bytes, which has the value at this offset.
+                # The same bytes may occur earlier in the block by chance. `start` is then the offset of the earlier
+                # occurrence. `headers_of` still gets the right value, because its block has the same bytes as this one.
                 start = block.find(value)
                 if start < 0 or value[:6].lower() == b"basic ":
                     return

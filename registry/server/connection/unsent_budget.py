@@ -33,7 +33,7 @@ _WAITING_FACTOR = 2
 that would exceed this limit is refused at once."""
 _SLOW_CLIENT_SECONDS = 8.0
 """A client that takes longer than this to receive one piece of a file over TLS may be cut off. Clients are cut off only
-while a share of the budget waits for memory."""
+while another piece waits for memory of the same budget (`PIECES_BUDGET_BYTES`)."""
 _MAX_WAIT_SECONDS = 600.0
 """Longest time that a client waits for memory to receive a file over TLS. The time may be long, because slow clients
 lose their memory after `_SLOW_CLIENT_SECONDS`."""
@@ -84,10 +84,12 @@ class UnsentBudget:
         """Reserves `size` bytes for `share` and returns True. Waits until the bytes fit into the budget. Returns False
         if the bytes do not fit in time, if too many responses wait, or if the connection is lost.
 
-        Until the bytes fit, the bytes that `share` reserved earlier count against the budget as long as they are not
-        sent. The new reservation then replaces the earlier one. `body_bytes` is the memory that the response takes
-        while it waits. If the call is cancelled, the share may have reserved the bytes, so the caller must call
-        `release`. Do not call this method while an earlier call for `share` waits."""
+        `share` may still have an earlier reservation. During the wait, the earlier reservation counts against the
+        budget until its bytes are sent. When the new reservation is granted, it replaces the earlier one.
+
+        `body_bytes` is the memory that the response takes while it waits. If the call is cancelled, the share may have
+        reserved the bytes, so the caller must call `release`. Do not call this method while an earlier call for `share`
+        waits."""
         if not self._waiting and self._make_room(size):
             self._grant(share, size)
             return True
@@ -164,8 +166,8 @@ class UnsentBudget:
             self._timer = asyncio.get_running_loop().call_later(_CHECK_INTERVAL_SECONDS, self._make_room_for_waiting)
 
     def _max_reserved_bytes(self, size: int) -> int:
-        """Returns the largest number of reserved bytes, before a reservation of `size` bytes, at which this reservation
-        fits into the budget."""
+        """Returns how many bytes may be reserved already so that a reservation of `size` more bytes is granted. Returns
+        0 if `size` is larger than the budget: such a reservation is granted only when no other bytes are reserved."""
         return max(self._limit_bytes - size, 0)
 
     def _make_room(self, size: int) -> bool:
@@ -235,8 +237,9 @@ class UnsentShare:
         """Reserves `size` bytes and returns True. Waits until the bytes fit into the budget. Returns False and reserves
         nothing if the bytes do not fit in time, if too many other responses wait, or if the connection is lost.
 
-        Until the bytes fit, the bytes that this connection reserved for an earlier response count against the budget
-        as long as they are not sent. The new reservation then replaces the earlier one.
+        The connection may still have a reservation for an earlier response. During the wait, the earlier reservation
+        counts against the budget until its bytes are sent. When the new reservation is granted, it replaces the earlier
+        one.
 
         The reserved bytes count as unsent until `finish` or `release` is called. If the call is cancelled, the bytes
         may be reserved, so the caller must call `finish` or `release`."""

@@ -26,9 +26,9 @@ _MAX_REQUEST_BYTES = 4096
 """Longest request. The server closes a connection on which it receives more bytes without an end of line."""
 
 Action = Callable[[Reply], None]
-"""A function that starts a requested action. Its argument, a `Reply`, is a function that sends an outcome to the
-client. When the action has ended, the `Reply` is called with the outcome of the action. The action may end after this
-function has returned."""
+"""A function that starts a requested action, such as a reload of the settings. The function may return before the
+action has ended. Its argument is a `Reply`. When the action has ended, the `Reply` is called with the outcome of the
+action, and sends the outcome to the client."""
 Watch = Callable[[socket.socket, Callable[[], None]], None]
 """A function that makes the event loop call the second argument whenever the first argument, a socket, is readable."""
 Unwatch = Callable[[socket.socket], None]

@@ -197,10 +197,12 @@ class FileUploadSession:
             close_without_waiting(self._disk, self._file_future.result(), self._written)
 
     def _start_write(self, file: UploadFile, expected: Digest | None = None) -> None:
-        """Starts writing and hashing the batch in a thread. `expected`: for the last batch, the expected digest of all
-        bytes, with the algorithm of the running digest; for any other batch, None. After the last batch, the thread
-        also computes the digest of all bytes, and syncs the file if the digest is the expected one. One call in a
-        thread does all this, because each call adds much to the time of a small push."""
+        """Starts writing and hashing the batch in a thread. After the last batch, the thread also computes the digest
+        of all bytes, and syncs the file if the digest is the expected one. One call in a thread does all this, because
+        each call adds much to the time of a small push.
+
+        `expected`: the expected digest of all bytes, if this batch is the last one. Its algorithm must be that of the
+        running digest. None: this batch is not the last one."""
         chunks = [memoryview(piece) if isinstance(piece, bytearray) else piece for piece in self._batch]
         memory, start = self._batch_memory, self._written
         self._written += self._batch_size
@@ -285,9 +287,9 @@ class ClaimedUploadFile:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session.
 
         Does not read the file if the checkpoint is from the present boot of the machine and covers all bytes of the
-        file. Raises BlobUploadUnknown if the file has fewer bytes than a checkpoint of the present boot says. The
-        reason is an earlier request that published or deleted the session's file, but did not end the session: this
-        process then got a new, empty file when it took the session over."""
+        file. Raises BlobUploadUnknown if the file has fewer bytes than a checkpoint of the present boot says. This
+        happens if an earlier request has published or deleted the session's file, but has not ended the session. The
+        takeover has then created a new, empty file."""
         if checkpoint.boot == self._boot:
             offset = self._file.size()
             checkpoint.check_not_truncated(offset)
@@ -315,8 +317,8 @@ class ClaimedUploadFile:
         the bytes after the checkpoint. Returns None in these cases; `FileUploadSession.verify` then hashes all bytes:
 
         - The state cannot be restored.
-        - The file has bytes, and this process cannot save the state of a digest. A digest computed now would be lost at
-          the end of this request, and a later request would have to hash all bytes again."""
+        - The file has bytes, and this process cannot save the state of a digest. To continue the digest, each request
+          of the session would have to hash all bytes of the file again. `verify` hashes them only once."""
         running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
         if running_digest is None or (size and not can_save_digests()):
             return None

@@ -44,9 +44,9 @@ garbage collection may have to remove. Reading this many rows takes about twenty
 because most rows may be about links that are still used."""
 LINKS_START: Final = (WHOLE_STORE, "\U0010ffff")
 LINKS_END: Final = (2**63 - 1, "")
-"""The positions in the collect queue before the first row of a link and after the last row of a link. The queue is
-sorted by the columns `repository` and `digest`. A row of a blob has `WHOLE_STORE`, which is 0, in the column
-`repository`, so the rows of blobs come before the rows of links."""
+"""Two positions in the collect queue: all rows about links lie between them, and no row about a blob does. The queue
+is sorted by the columns `repository` and `digest`. A row about a blob has `WHOLE_STORE`, which is 0, in the column
+`repository`, so the rows about blobs come before the rows about links."""
 _MANIFEST_ROW = """
 SELECT m.repository, r.name, m.digest, m.subject FROM manifest m JOIN repository r ON r.id = m.repository
  WHERE m.id = ?"""
@@ -141,6 +141,7 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
     if row is None or manifest in excluded_manifests:
         return None
     repository, name, digest, subject = row
+    # No index may list a root, except indexes that count as not stored.
     if not _is_listed_only_by(db, manifest, excluded_manifests):
         return None
     if subject is not None and any(
@@ -284,9 +285,9 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
             remove_link(db, image.repository, blob, Digest(digest), now)
             freed_bytes += _unlinked_size(db, blob)
     for manifest in set(image.family) - set(image.removable):
-        # The manifest may be a root now. If it was checked before, when it was no root, its rank is the time of that
-        # check (`evict_next`). With this late rank, it could stay longer than images that were pulled after it.
-        # Therefore its rank becomes the time at which the manifest was last pulled or stored.
+        # The manifest may be a root now. If an earlier check has found that it was no root, its rank is the time of
+        # that check (`evict_next`). With this late rank, the manifest would stay longer than images that were pulled
+        # after it. So its rank becomes the time at which it was last pulled or stored.
         _set_rank(db, manifest, float(db.execute(_LAST_PULLED, (json.dumps([manifest]),)).get or now))
     return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed_bytes)
 
@@ -308,7 +309,8 @@ def unused_links(
     - The position to pass as `after` for the next rows; None if there are no more rows.
 
     A link is *unused* if no manifest of its repository refers to the blob, and no client has used the blob in the
-    repository after the time `unused_since`. A use in the future (`storage.future_times`) does not count."""
+    repository after the time `unused_since`. If the stored time of a use is in the future, the use does not count: the
+    time was stored while the machine's clock was ahead (`storage.future_times`)."""
     future_start = now + CLOCK_MARGIN_SECONDS
     last_row: Any = db.execute(_END_OF_PAGE, (*after, QUEUE_PAGE_ROWS - 1)).get
     arguments = (json.dumps(list(upstreams)), unused_since, future_start, MAX_LINKS, *after, *(last_row or LINKS_END))
@@ -333,8 +335,9 @@ def drop_unused_links(
 
 
 def _is_listed_only_by(db: apsw.Connection, manifest: int, *allowed: Container[int]) -> bool:
-    """Returns whether every index that lists the manifest is in one of the sets `allowed` (row ids). Returns True if no
-    index lists the manifest. Stops at the first index that is not allowed, because thousands can list one manifest."""
+    """Returns False if an index that is in none of the sets `allowed` (row ids) lists the manifest. Otherwise returns
+    True, also if no index lists the manifest. Stops at the first index that is not allowed, because thousands can list
+    one manifest."""
     cursor = db.execute(_PARENTS, (manifest,))
     try:
         return all(any(index in row_ids for row_ids in allowed) for (index,) in cursor)

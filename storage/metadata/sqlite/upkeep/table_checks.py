@@ -39,9 +39,10 @@ class TableCheck:
     - `area`: the name of the check, the field `area` of each problem.
     - `key`: the columns of the table's key.
     - `repository`: an SQL expression for the name of the row's repository, the field `repository` of a problem.
-    - `item`: an SQL expression for the row's tag or digest, the field `item` of a problem.
+    - `item`: an SQL expression for the row's tag, digest or other name, the field `item` of a problem.
 
-    The value of `repository` or `item` is empty or NULL if the row has no such name."""
+    The value of `repository` is empty or NULL if the row has no repository. The value of `item` is empty or NULL if the
+    row has no tag, digest or other name."""
 
     area: str
     table: str
