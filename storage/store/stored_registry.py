@@ -169,8 +169,8 @@ class StoredRegistry:
         return self._health.problem()
 
     def push_refusal_reason(self, size: int = 0) -> str | None:
-        """Returns None if a push of `size` bytes can be stored. Otherwise returns a sentence on why not: the disk is
-        full, or would have less free space than the settings demand."""
+        """Returns a sentence for the operator if a push of `size` bytes would leave less free space on the disk than
+        the settings demand. Otherwise returns None, also if the settings demand none."""
         return self._health.refusal(size)
 
     def free_bytes(self) -> int | None:
