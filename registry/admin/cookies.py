@@ -54,8 +54,9 @@ def cookie_value(scope: Scope, name: str) -> str:
     for header in scope.get(_COOKIES_KEY, ()):
         for pair in header.split(b";"):
             cookie_name, _, value = pair.partition(b"=")
-            # Removes only spaces and tabs. If a name has other white space before `__Host-`, browsers do not see the
-            # prefix, and let another host of the domain set the cookie. That cookie must not count as `__Host-…`.
+            # Removes spaces and tabs, but no other white space. In a name that begins with other white space, browsers
+            # do not see the prefix `__Host-`. Another host of the domain can therefore set a cookie with such a name.
+            # The cookie must not count as `__Host-…`.
             if cookie_name.strip(b" \t") == encoded_name:
                 last_value = value.strip(b" \t")
     is_quoted = len(last_value) >= 2 and last_value[:1] == last_value[-1:] == b'"'

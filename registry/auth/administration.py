@@ -268,8 +268,8 @@ class Administration:
         its secret. The store does not keep the full text.
 
         - `expires_in`: the lifetime in seconds; None if the token never expires.
-        - `limits`: the only actions that the token allows, of those that the account may do. If `limits` is empty, the
-          token allows all actions that the account may do.
+        - `limits`: the token allows an action only if the account may do the action and one of the limits allows it.
+          If `limits` is empty, the token allows all actions that the account may do.
         """
         check_note(note)
         if expires_in is not None and expires_in <= 0:
@@ -315,9 +315,9 @@ class Administration:
     # Keys and the audit log
 
     async def rotate_key(self, *, at_once: bool = False, by: Actor) -> SigningKey:
-        """Makes a new signing key and returns it. This key signs all later tokens. If `at_once` is false, the registry
-        accepts tokens that an older key signed until they have expired, for about an hour. If `at_once` is true, it
-        refuses these tokens from now on: use this if somebody else may know an older key."""
+        """Makes a new signing key and returns it. This key signs all later tokens. The tokens that an older key has
+        signed expire within about an hour. If `at_once` is false, the registry accepts these tokens until they expire.
+        If `at_once` is true, it refuses these tokens from now on: use this if somebody else may know an older key."""
         return await signing_keys.rotate(
             self.accounts, self._clock(), by, keep_seconds=0.0 if at_once else signing_keys.RETIRED_KEY_SECONDS
         )

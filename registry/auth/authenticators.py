@@ -3,7 +3,7 @@ anonymous client that sends the request, together with its rights.
 
 - `HeaderAuthenticator` serves the distribution API (`/v2`). It takes most principals from a cache
   (`registry.auth.credential_cache`).
-- `OpenAuthenticator` serves the distribution API of a registry without a store of accounts.
+- `OpenAuthenticator` serves the distribution API of a registry that cannot have accounts.
 - `ManagementAuthenticator` serves the management API (`/api/v1`). It accepts all credentials that the distribution API
   accepts. In addition, it accepts an API token as Bearer, and the session cookie of a login with a browser.
 
@@ -140,9 +140,9 @@ class HeaderAuthenticator:
 
 
 class OpenAuthenticator:
-    """The authenticator of a registry without a store of accounts. Every request may pull, push and delete.
-    `guarded_upstreams`: names of mirrored registries whose repositories no request may use. For example, `ghcr.io`
-    forbids `ghcr.io/app`."""
+    """The authenticator of a registry that cannot have accounts, because it has no store of accounts. Every request may
+    pull, push and delete. `guarded_upstreams`: the names of mirrored registries whose repositories need a grant. This
+    registry has no grants, so no request may use these repositories. For example, `ghcr.io` forbids `ghcr.io/app`."""
 
     def __init__(self, guard: Guarded, guarded_upstreams: Iterable[str] = ()) -> None:
         self._guard = guard

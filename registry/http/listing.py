@@ -4,6 +4,10 @@ The Link header of a page has the URL of the next page. A request may have two q
 
 - `n`: the number of entries that the client wants on a page. Ignored for referrers.
 - `last`: the entry after which the page starts.
+
+Each handler gives `exchange.body_memory.send_response` a function that makes the response. `send_response` calls the
+function, sends the response, and counts a large body against the memory budget of the worker. If there is not enough
+memory now, it drops the body, waits, and calls the function again.
 """
 
 from __future__ import annotations

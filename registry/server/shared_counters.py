@@ -20,8 +20,8 @@ _ROW_CELLS = 8192
 """Cells in one row; a power of two."""
 _MASK = _ROW_CELLS - 1
 _SHIFT_BITS = 24
-"""The lowest bits of a key's hash choose the cell in the first row. The bits above the lowest `_SHIFT_BITS` bits choose
-the cell in the second row."""
+"""A key's hash is shifted right by this number of bits before it chooses the cell in the second row. The hash itself
+chooses the cell in the first row. Each choice uses only the lowest bits (`_MASK`)."""
 
 
 def _cells_of(key: str) -> tuple[int, int]:

@@ -35,7 +35,7 @@ _ROW_CELLS: Final = 8192
 _SECOND_ROW_SHIFT: Final = 24
 """The hash is shifted right by this number of bits before it chooses the cell in the second row."""
 _PAUSE_SECONDS: Final = 10.0
-"""In this time, `record` handles one request of a connection and ignores all further requests of this connection."""
+"""After `record` has handled a request of a connection, it ignores all requests of this connection for this time."""
 _MAX_CONNECTIONS: Final = 4096
 """Largest number of connections in `RecentClients._next_record_times`."""
 

@@ -1,6 +1,6 @@
-"""Counts of all processes of a server (`SharedCells`), and numbered lists of names (`SharedNames`). Both are in memory
-that all processes share (`SharedMemory`). The memory is mapped before the fork. When a new version of the program takes
-over, the new version maps the same memory.
+"""`SharedCells` holds the counts of all processes of a server. `SharedNames` is a list of names with numbers. Both are
+in memory that all processes share (`SharedMemory`). The memory is mapped before the fork. When a new version of the
+program takes over, the new version maps the same memory.
 
 A *cell* holds one number. A *column* contains the cells of one process. No other process writes to the column, so an
 addition needs no lock. A total is the sum of the cells with the same index over all columns. When a process dies, its
@@ -132,8 +132,8 @@ class SharedCells:
                 live_columns.append(column)
                 continue
             try:
-                # A shared lock, so that two processes that run this method at the same time do not take each other's
-                # locks for those of claimed columns.
+                # Several processes may run this method at the same time. With exclusive locks, one process could find
+                # a free column locked by another, and would count the column as claimed. Shared locks do not conflict.
                 fcntl.lockf(self._lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, column)
             except OSError:
                 if self._process_of(column):

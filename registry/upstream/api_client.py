@@ -1,8 +1,8 @@
 """Sends requests to an upstream on the event loop, with httpx2 (`ApiClient`): requests for manifests, tokens and lists,
 and HEAD requests. `registry.upstream.blob_client` downloads the bytes of blobs.
 
-An *endpoint* is one of the URLs of an upstream. A request and each request after a redirect is a *step* of a
-`RedirectChain`.
+An *endpoint* is one of the URLs of an upstream. A `RedirectChain` consists of *steps*. The first step is the original
+request. Each further step is a request to the target of a redirect.
 """
 
 from __future__ import annotations

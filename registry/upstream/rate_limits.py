@@ -134,9 +134,9 @@ class RateLimitBackoff:
 async def manifests_limited_until(
     records: UpstreamRecords, upstream_name: str, endpoints: Iterable[str], now: float
 ) -> float | None:
-    """Returns when the first pause ends if GET requests for manifests are paused at all `endpoints` (URLs). Returns
-    None if such requests are not paused at some endpoint, or if `endpoints` is empty. Times are in seconds since
-    1970."""
+    """If GET requests for manifests are paused at each of the `endpoints` (URLs), returns when the first of these
+    pauses ends. If at least one endpoint has no such pause, or if `endpoints` is empty, returns None. Times are in
+    seconds since 1970."""
     pause_ends = []
     for url in endpoints:
         stored = await records.allowance(_pause_key(upstream_name, url, RequestKind.MANIFEST))
@@ -189,8 +189,9 @@ class RemainingRequests:
             self._read_at = now
 
     def is_near_rate_limit(self) -> bool:
-        """Returns whether at most a tenth of the requests that the upstream allows remain. Uses the numbers of the last
-        `refresh` or `record`. Returns False if these numbers are unknown or older than REMAINING_VALID_SECONDS."""
+        """Returns whether the number of remaining requests is at most a tenth of the number of requests that the
+        upstream allows. Uses the numbers of the last `refresh` or `record`. Returns False if these numbers are unknown
+        or older than REMAINING_VALID_SECONDS."""
         latest = self._latest
         if latest is None or latest.remaining is None or not 0 <= self._clock() - latest.at < REMAINING_VALID_SECONDS:
             return False

@@ -71,9 +71,10 @@ class UpstreamResponse:
     body: bytes = b""
     """Empty if the body was not read."""
     network: NetworkClass = NetworkClass.PUBLIC
-    """The network class of the first server; PUBLIC if a redirect has led to a server of another class. URLs in this
-    response may lead only to addresses of this class, to public addresses, and to hosts that the settings allow. This
-    rule protects private networks against servers outside them."""
+    """URLs in this response may lead only to addresses of this network class, to public addresses, and to hosts that
+    the settings allow. This rule protects private networks against servers outside them. Therefore, if a redirect has
+    led to a server of another class than the first server, the value is PUBLIC. Otherwise, the value is the class of
+    the first server."""
 
     @property
     def length(self) -> int | None:

@@ -40,8 +40,8 @@ BLOCK_BYTES: Final = 4096
 """The block size of most file systems. If there is not enough space for the full size, the reserve grows by a multiple
 of this size."""
 FULL_DISK_FREE_BYTES: Final = 1024 * 1024
-"""If fewer bytes are free, `disk_full_reason` reports a full disk. On a small file system, the limit is the full size
-of the reserve if that size is smaller."""
+"""If fewer bytes are free, `disk_full_reason` reports a full disk. On a small file system, the full size of the reserve
+can be smaller than this number. The limit is then the full size of the reserve."""
 FULL_DISK_FREE_INODES: Final = 16
 """If fewer inodes are free, `disk_full_reason` reports a full disk."""
 _UNSUPPORTED_ERRNOS: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
@@ -158,8 +158,8 @@ class Reserve:
         return file_system.f_bavail * file_system.f_frsize
 
     def low_disk_reason(self, size: int = 0) -> str | None:
-        """Returns a sentence for the operator if less of the disk would stay free than `MinFreeSpace` requires after
-        `size` bytes are stored. Returns None if enough would stay free, or if the state of the file system cannot be
+        """Returns a sentence for the operator if `size` more bytes would leave less free space on the disk than
+        `MinFreeSpace` requires. Returns None if enough would stay free, or if the state of the file system cannot be
         read."""
         if self._min_free is None:
             return None

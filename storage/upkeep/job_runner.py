@@ -176,7 +176,7 @@ class JobRunner:
                     return
                 job = await self._jobs.job(job_id)
                 if job.state is JobState.RUNNING and not job.is_resumable:
-                    # The process that ran the job has died, because this process has the slot.
+                    # The process that ran the job has died: otherwise it would hold the slot, which this process has.
                     await self._jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
                 elif job.state in (JobState.QUEUED, JobState.RUNNING):
                     job = await self._jobs.start(job.id, self._holder)
@@ -267,7 +267,7 @@ async def run_in_command(
             running_jobs = [job for job in await jobs.active(kind) if job.state is JobState.RUNNING]
             if has_slot:
                 for job in running_jobs:
-                    if not job.is_resumable:  # the process that ran the job has died, because this process has the slot
+                    if not job.is_resumable:  # the process that ran the job has died: otherwise it would hold the slot
                         await jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
                 job = await jobs.add(kind, arguments, actor=actor, holder=f"command, process {os.getpid()}")
                 return await run_job(JobContext(job, jobs, on_step=on_step, on_progress=on_progress), jobs, work)

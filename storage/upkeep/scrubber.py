@@ -243,8 +243,8 @@ class Scrubber:
         self._saved_at = now
         await self._damage.save_round(self._round)
         done_bytes = self._round.checked_bytes + self._read_bytes_of_blob
-        # A round can read more bytes than its total, which contains no blobs that are marked as damaged when the round
-        # starts: the round also reads such a blob if it is healed during the round.
+        # The total of a round leaves out the blobs that are marked as damaged when the round starts. If such a blob is
+        # healed during the round, the round can read the blob too. `done_bytes` can then exceed the total.
         total_bytes = max(self._round.total_bytes, done_bytes)
         await self._context.report(
             done_bytes, total=total_bytes, unit="bytes", message="reading content", save_now=True

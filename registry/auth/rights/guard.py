@@ -21,9 +21,11 @@ For reads and deletes, the account needs the right on the stored name to which `
 needs the right on `repo` itself.
 
 If the client sends a bearer token, the token must also allow the action. A bearer token lists names of repositories,
-with the allowed actions on each. The token must list the action under one of two names: the name on which the account
-needs the right, or the *requested name*, which is the name in the path of the request. The requested name differs from
-`repo` only if the Host header or the query names an upstream: `repo` then begins with the name of the upstream.
+with the allowed actions on each. The token must list the action for at least one of these names:
+
+- The name on which the account needs the right.
+- The *requested name*: the name in the path of the request. It can differ from `repo` only if the Host header or
+  the query names an upstream: `repo` then begins with the name of the upstream.
 
 The guard refuses calls of methods that this module does not handle: it raises Unsupported.
 """
@@ -258,7 +260,8 @@ class Guarded(ForwardingRegistry):
 
         If the action is not allowed on that name, raises one of these errors:
 
-        - `not_found` if the action is allowed on the name `repo` itself. In this case, nothing was pushed to `repo`.
+        - `not_found` if the action is allowed on the name `repo` itself. In this case, `repo` leads to mirrored
+          content, because nothing was ever pushed to `repo`.
         - Otherwise Unauthorized or Denied. If the rule hides content, `not_found` in place of Denied.
         """
         principal, requested = current_principal(), current_request().requested_name or repo
@@ -305,7 +308,8 @@ class Guarded(ForwardingRegistry):
         replaces `repo` by the stored name.
 
         Before a push, a client asks whether `repo` has the blob. `inner` must answer this request without asking an
-        upstream, and needs the name `repo` to tell the request from a pull.
+        upstream. The stored name of mirrored content begins with the name of an upstream, and nobody can push to such a
+        name. With the stored name, `inner` would therefore take the request for a part of a pull.
 
         With the name `repo`, `inner` itself chooses between pushed and mirrored content. A push during the call could
         change this choice, so this method checks the rights before and after the call."""

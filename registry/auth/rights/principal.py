@@ -210,7 +210,7 @@ class Principal:
     ) -> None:
         self.identity = identity
         self.rights = rights
-        self.name = Actor().name if identity.name is None else identity.name
+        self.name = Actor().name if identity.name is None else identity.name  # `Actor().name` is `anonymous`
         self.is_anonymous = identity.name is None
         self.robot = identity.robot
         self.expires = identity.expires

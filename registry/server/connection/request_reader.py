@@ -162,9 +162,14 @@ class RequestReader:
         del self._handler  # breaks the reference cycle with the connection
 
     def _parse(self, data: bytes) -> None:
-        """Parses bytes from the head buffer, or the bytes after a body's end from the body's buffer. The bytes can
-        contain several requests, and can begin inside a closed body (`get_memory`). While a request is being answered,
-        holds the bytes of the next requests."""
+        """Parses `data`, which is one of these:
+
+        - Bytes that were received into the head buffer.
+        - Bytes that were received into the buffer of a body, after the body's end.
+        - Bytes that the reader has held until now.
+
+        `data` can contain several requests, and can begin inside a closed body (`get_memory`). While a request is being
+        answered, holds the bytes of the next requests."""
         count_before, offset, is_held = self._progress_count, 0, False
         while offset < len(data) and not self.is_finished and not is_held:
             if self._body_buffer is not None:
@@ -188,8 +193,8 @@ class RequestReader:
         """Holds `data` until the current response is complete, blocks reading from the socket, and returns True.
 
         If the reader would hold more than `MAX_HELD_BYTES`, returns False. The reader then discards the held bytes and
-        all later bytes, and the connection ends after the current response. Only the bytes after a chunked body can be
-        too many: the buffer of such a body can receive more than `MAX_HELD_BYTES` after the body's end."""
+        all later bytes, and the connection ends after the current response. This can happen only after a chunked body:
+        its buffer is larger than `MAX_HELD_BYTES`, and also receives bytes after the body's end."""
         if len(self._held) + len(data) > MAX_HELD_BYTES:
             self._held = b""
             self.is_finished = True
@@ -224,6 +229,7 @@ class RequestReader:
         the length of `data` if the body does not end in `data`."""
         assert self._body_buffer is not None
         try:
+            # These bytes of the body are in other memory than the body's buffer: for example, they came with the head.
             pieces, bytes_after_body = self._body_buffer.parse_other_memory(memoryview(data)[offset:])
         except RefusedRequest as refused:
             self._refuse(refused)

@@ -41,8 +41,9 @@ class ResponseFraming:
 
         For a body that is not chunked, the result is `head` and no bytes. A chunked body adds these bytes:
 
-        - If `size` is above 0: the size line of a chunk before, and the end of the chunk after.
-        - If `more` is False: the chunk of length zero after. It ends the body."""
+        - If `size` is above 0: the size line of a chunk is written before the `size` bytes, and the end of the chunk
+          after them.
+        - If `more` is False: the chunk of length zero, which ends the body, is written after all other bytes."""
         if not self.is_chunked:
             return head, b""
         before, after = (head + b"%x\r\n" % size, b"\r\n") if size else (head, b"")

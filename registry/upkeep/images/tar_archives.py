@@ -89,7 +89,8 @@ class TarArchive:
             if count > MAX_MEMBERS:
                 raise ImageFileFailed(f"{self._label} has more than {MAX_MEMBERS} files")
             # Each file has one header of one block, after any number of extended headers. The sum leaves out this
-            # block, and the byte that the parser reads before most headers to notice that an archive is cut off.
+            # block. It also leaves out one more byte: if the previous file has content, the parser first reads the last
+            # byte before the headers, to notice that an archive is cut off.
             extended_bytes += max(0, self._file.header_bytes - tarfile.BLOCKSIZE - 1)
             self._file.header_bytes = 0
             if extended_bytes > MAX_EXTENDED_BYTES:

@@ -4,8 +4,8 @@ Short lookups run on the event loop, because they take microseconds. They see al
 may read many rows run in a thread (`ScanThread`). Changes run in another thread (`CommitThread`). A change survives a
 power cut once its method has returned, unless the method runs the change with `durable=False`.
 
-The *reserve* is disk space that the registry keeps allocated for a full disk. A change that frees space may use the
-whole reserve (`ReserveUse.ALL`).
+The *reserve* is disk space that the registry keeps allocated, so that content can be deleted when the disk is full. A
+change that frees space may use the whole reserve (`ReserveUse.ALL`).
 
 - A *link* is a row that lets a repository serve a blob.
 - The *collect queue* lists the links and blobs that garbage collection may have to remove.
@@ -104,9 +104,9 @@ class SqliteMetadata:
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
         """The large manifests that are in use now. Requests for the same manifest share one copy of it."""
         self._needing_tags_lock = asyncio.Lock()
-        """Held while a manifest that many tags need is deleted or gets another media type. A tag *needs* the manifest
-        that it points at. If this manifest is an index, the tag also needs the manifests that the index lists, directly
-        or through other indexes."""
+        """A lock for changes of a manifest that many tags need. Held while such a manifest is deleted or gets another
+        media type. A tag *needs* the manifest that it points at. If this manifest is an index, the tag also needs the
+        manifests that the index lists, directly or through other indexes."""
         self._clock = clock
         self.on_mirrored: Callable[[], None] = lambda: None
         """Called after each `put_manifest` with `sparse` and each `add_blob_without_upload`, because these may have
@@ -361,8 +361,9 @@ class SqliteMetadata:
         )
 
     async def _existing_values(self, values: Sequence[S], *, table: str, column: str) -> set[S]:
-        """Returns the `values` that occur in the column of the table. More than a few values are looked up in a thread,
-        because each lookup may wait 5 ms until another thread releases the global interpreter lock."""
+        """Returns the `values` that occur in the column of the table. If there are more than `_LOOKUPS_ON_LOOP`
+        values, a thread looks them up. Each lookup releases the global interpreter lock, and may wait 5 ms until
+        another thread gives it back. On the event loop, many such waits would block the loop."""
         if len(values) <= _LOOKUPS_ON_LOOP:
             return lookups.existing_values(self._db, table, column, values)
         existing: set[S] = set()
