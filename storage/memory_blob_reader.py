@@ -7,18 +7,18 @@ from collections.abc import AsyncIterator
 from storage.content import Descriptor, OpenFile
 
 PIECE_BYTES = 1 << 20
-"""Largest number of bytes that a reader yields at a time. If `span`, the part of the blob to read, has more bytes,
-`MemoryBlobReader.data` is None."""
+"""Largest number of bytes that a reader yields at a time."""
 
 
 class MemoryBlobReader:
-    """A `BlobReader` of bytes in memory. The bytes can still be read after the blob was deleted. `data`: all bytes of
-    the blob. `span`: see `BlobReader.span`."""
+    """A `BlobReader` of bytes in memory. The bytes can still be read after the blob was deleted."""
 
     def __init__(self, descriptor: Descriptor, data: bytes, span: tuple[int, int]) -> None:
+        """`data`: all bytes of the blob. `span`: the range of bytes to read (see `BlobReader.span`)."""
         self.descriptor = descriptor
         self.span = span
         self.data: bytes | None = data[slice(*span)] if span[1] - span[0] <= PIECE_BYTES else None
+        """Only the bytes of `span`; None if `span` has more than `PIECE_BYTES` bytes."""
         self.file: OpenFile | None = None
         self.location: str | None = None  # no URL: the bytes are only in memory
         self.is_incomplete = False  # no download is running

@@ -38,8 +38,9 @@ number.
 Each cursor must be lower than the cursor of the page before, even after rounding. Therefore, `CURSOR_STEP` must not
 exceed `MAX_LOOK_UPS * PAGE_EVENTS`:
 
-- `next` is rounded up only if the page took `MAX_LOOK_UPS` look-ups. Each of them reads at least `PAGE_EVENTS` events.
-  So before the rounding, `next` is lower than the previous cursor by at least `MAX_LOOK_UPS * PAGE_EVENTS`.
+- `next` is rounded up only if the page took `MAX_LOOK_UPS` look-ups and is not full. Each of these look-ups reads at
+  least `PAGE_EVENTS` events. A look-up can read more events than it returns, because it returns only the events that
+  match. So before the rounding, `next` is lower than the previous cursor by at least `MAX_LOOK_UPS * PAGE_EVENTS`.
 - The rounding adds less than `CURSOR_STEP`."""
 _MAX_POSITION_CHARACTERS: Final = len(f"{MAX_NUMBER}:") + MAX_NAME_LENGTH
 """Largest length of a cursor of `list_deliveries`: the number of an event, a colon and the name of a webhook."""
@@ -165,9 +166,10 @@ async def _read_page(
     For a caller who is not an admin, `next` is the number of an event on the page, or a multiple of `CURSOR_STEP`.
     `next` may depend on how many hidden events there are, but must not depend on their actions or repositories.
 
-    Therefore, if a look-up can return hidden events, it must not select events by action. A selection would decide at
-    which event the look-up stops reading, and `next` would then depend on the actions of hidden events. So the look-up
-    returns events with all actions, and this function discards the events with other actions than `action`."""
+    Therefore, if a look-up can return hidden events, it must not select events by action. A look-up stops
+    reading when it has found `PAGE_EVENTS` events. If it counted only the events with one action, the actions of hidden
+    events would decide where it stops, and so decide `next`. So the look-up returns events with all actions, and this
+    function discards the events with other actions than `action`."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox
@@ -192,8 +194,8 @@ async def _read_page(
         if page.is_last:
             return models.ListPage(items=items)
         position = page.position
-        # Lets other requests run between look-ups. `before` usually runs in a thread, but if the disk is too full to
-        # open the database normally, `before` runs on the event loop.
+        # Lets other requests run between look-ups. A look-up usually runs in a thread, but if the disk is too full to
+        # open the database normally, the look-up runs on the event loop.
         await asyncio.sleep(0)
     if not caller.rights.admin:
         rounded_up = position + -position % CURSOR_STEP

@@ -83,9 +83,10 @@ def back_off(failures: int, random_part: Callable[[], float] = random.random) ->
 class WebhookHealth:
     """Decides how long to wait after failed attempts at one endpoint. There are two kinds of delays:
 
-    - This object remembers the *pauses*. A pause ends early when the endpoint accepts an event.
-    - The *wait* of a repository is the time that `on_down` returns. The caller makes the repository wait. An accepted
-      event does not end the wait early.
+    - A *pause* delays the endpoint or a repository. This object remembers the pauses. A pause ends early when the
+      endpoint accepts an event.
+    - A *wait* delays only a repository. `on_down` returns the length of the wait. The caller of `on_down` must delay
+      the repository's events. An accepted event does not end the wait early.
 
     `on_down` has one of two effects:
 
@@ -111,8 +112,8 @@ class WebhookHealth:
         self._failing: dict[str, tuple[int, int]] = {}
         """The repositories for which `on_down` was called since their last delivered event. Each has two values:
 
-        - The number of these calls before which the endpoint had accepted an event since the previous call. For the
-          first call, an event since the beginning of the attempt counts.
+        - The number of these calls that *count*. A call counts if the endpoint accepted an event between the previous
+          call and this call. The first call counts if the endpoint accepted an event during the failed attempt.
         - The value of `delivered_count` at the last call."""
 
     def on_delivered(self, repository: str) -> None:
@@ -128,19 +129,19 @@ class WebhookHealth:
         """Records a failed attempt to send an event of the repository. Call this in two cases:
 
         - The outcome is `DeliveryOutcome.DOWN`.
-        - The event is too old to be sent again, so the dispatcher gives it up. Without a pause or wait, the dispatcher
-          could give up many old events within a moment.
+        - The outcome is `DeliveryOutcome.REFUSED`, and the event is too old to be sent again. Such an event becomes a
+          dead letter. Without a pause or wait, many old events could become dead letters within a moment.
 
         `delivered_before`: the value of `delivered_count` when the attempt began. If the value is still the same, the
         endpoint counts as down.
 
-        Returns how many seconds the repository has to wait, whether or not it pauses. The time depends on the failed
-        attempts that were recorded since the repository's last delivered event. If the endpoint has accepted no event
-        since the first of these attempts began, returns 0."""
+        Returns how many seconds the repository has to wait. The wait is a random time (`back_off`), usually longer the
+        more calls count (see `_failing`). If no call counts, returns 0: the endpoint then counts as down, and the
+        repository pauses instead. If an earlier call counts, the repository can have a pause and a wait."""
         if delivered_before == self.delivered_count:
             self._pause(repository)
         count, delivered = self._failing.get(repository, (0, delivered_before))
-        count += delivered < self.delivered_count  # adds 1 after an accepted event (see `_failing`)
+        count += delivered < self.delivered_count  # whether this call counts (see `_failing`)
         if repository in self._failing or len(self._failing) < MAX_FAILING_REPOSITORIES:
             self._failing[repository] = count, self.delivered_count
         return back_off(count) if count else 0.0

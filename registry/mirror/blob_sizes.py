@@ -1,8 +1,8 @@
 """Asks an upstream registry for the sizes of blobs, and remembers the answers for a short time (`BlobSizes`).
 
 The mirror usually takes the size of a blob from a manifest. Anyone who can push to the upstream's repository can push a
-manifest that states a wrong size, with which the mirror would refuse the right bytes of the blob. So the mirror asks
-the upstream for the size in two cases:
+manifest that states a wrong size. The mirror would then refuse the blob, because its size differs from the stated size.
+So the mirror asks the upstream for the size in two cases:
 
 - The manifests state different sizes for the blob.
 - The upstream sends a blob of another size than expected.
@@ -102,6 +102,6 @@ class BlobSizes:
 
 
 def start_timeout_error(digest: Digest) -> UpstreamTimeout:
-    """Returns the error for a client whose request has exceeded the *start timeout*. This is the longest time that a
-    request may wait for the first byte of a blob."""
+    """The *start timeout* is the longest time that a request may wait for the first byte of a blob. Returns the error
+    for a client whose request has exceeded the start timeout."""
     return UpstreamTimeout(f"the upstream did not start to send {digest} in time; try again in a moment")

@@ -173,8 +173,8 @@ class Prefetcher:
         return image
 
     def _forget_unqueued_layers(self, repo: RepositoryName, manifest_digest: Digest) -> None:
-        """Removes an image from `_images_with_unqueued_layers`: its layers are about to be queued, or the image is no
-        longer remembered. Does nothing if the image is not in the dict."""
+        """Removes an image from `_images_with_unqueued_layers`. Does nothing if the image is not in the dict. Called in
+        two cases: the image's layers are about to be queued, or the image is no longer remembered."""
         images = self._images_with_unqueued_layers.get(repo, {})
         images.pop(manifest_digest, None)
         if not images:

@@ -123,7 +123,8 @@ class StoredUpload:
             return
         await self._session.discard()
         self._is_closed = True
-        await self._session.close()  # unlike `release`, also waits until the disk space is free
+        # Waits until the disk space of the deleted bytes is free. `release` would not wait.
+        await self._session.close()
         with suppress(BlobUploadUnknown):
             await self._metadata.end_upload(self.id)
         # Another request may have resumed the session before the row was deleted. The bytes that it has stored are

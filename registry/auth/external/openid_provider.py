@@ -32,7 +32,8 @@ METADATA_FRESH_SECONDS: Final = 3600.0
 METADATA_STALE_SECONDS: Final = 86400.0
 """Largest age of cached metadata that a login uses if the metadata cannot be fetched again."""
 METADATA_RETRY_SECONDS: Final = 10.0
-"""The shortest time from the end of a fetch of the metadata to the start of the next fetch."""
+"""The shortest time from the end of a fetch of the metadata to the start of the next fetch, whether or not the
+earlier fetch succeeded."""
 
 
 class OpenIDProvider:
@@ -56,14 +57,17 @@ class OpenIDProvider:
         )
         self._metadata = FetchedDocument(self._fetch_metadata, times, monotonic)
         self._key_sets: dict[str, FetchedKeySet] = {}
-        """At most one key set, by its URL. When the URL in the metadata changes, the key set at the new URL replaces
-        the old key set."""
+        """The key set, by its URL. The dict has one entry, or none before the first call of `get_key_set`. When the URL
+        in the metadata changes, the key set at the new URL replaces the old key set."""
 
     async def get_metadata(self) -> ProviderMetadata:
-        """Returns the provider's metadata. If the cached metadata has at least the age `METADATA_FRESH_SECONDS`, first
-        fetches it again, except within `METADATA_RETRY_SECONDS` after a fetch. Concurrent callers share one fetch. The
-        fetch continues if a caller is cancelled. Raises ProviderUnavailable if the cache has no metadata, or only
-        metadata older than `METADATA_STALE_SECONDS`."""
+        """Returns the provider's metadata. First fetches the metadata if both conditions are true:
+
+        - The cache has no metadata, or the cached metadata has at least the age `METADATA_FRESH_SECONDS`.
+        - At least `METADATA_RETRY_SECONDS` have passed since the end of the last fetch, or there was no fetch.
+
+        Concurrent callers share one fetch. The fetch continues if a caller is cancelled. Raises ProviderUnavailable if
+        the cache then has no metadata, or only metadata older than `METADATA_STALE_SECONDS`."""
         if not self._metadata.is_fresh:
             await self._metadata.refresh()
         metadata = self._metadata.current

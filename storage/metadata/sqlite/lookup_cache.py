@@ -34,9 +34,11 @@ T = TypeVar("T")
 
 
 def bytes_of_page(page: Page[Tag] | Page[RepositoryName], name_set_bytes: int = 0) -> int:
-    """Returns the approximate bytes of memory that the page takes, plus `name_set_bytes`. A lookup of repositories can
-    have an argument that limits the result to a set of names. The cache keeps this set as a part of the key.
-    `name_set_bytes`: the memory that the set takes, in bytes."""
+    """Returns the approximate bytes of memory that the page and the set of names in the cache key take.
+
+    A lookup of repositories has an argument that limits the result to a set of names. The cache keeps the arguments in
+    the key. The cache itself counts only the texts in the arguments, so this function adds the set.
+    `name_set_bytes`: the bytes of memory that the set takes; 0 if there is no set, or if the set has every name."""
     return _SMALL_VALUE_BYTES + name_set_bytes + sum(64 + len(name) for name in page.items)
 
 

@@ -71,8 +71,9 @@ def throttled_until(db: apsw.Connection, now: float, key: str) -> float:
     return until or 0.0
 
 
-# ?1: the throttling key; ?2: the current time; ?3: the latest plausible time of the key. A stored time after ?3 was
-# stored while the clock was ahead, and is ignored. ?4 and ?5: the fields `seconds` and `max_seconds` of `FailureCost`.
+# ?1: the throttling key; ?2: the current time; ?3: the result of `FailureCost.latest_plausible_time` for the key. A
+# stored time after ?3 was stored while the clock was ahead, and is ignored. ?4 and ?5: the fields `seconds` and
+# `max_seconds` of `FailureCost`.
 _ADD_FAILURE = """
 INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?4)
     ON CONFLICT (key) DO UPDATE SET until = min(iif(until <= ?3, max(until, ?2), ?2) + ?4, ?2 + ?5)"""
@@ -81,9 +82,12 @@ INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?4)
 def add_failures(db: apsw.Connection, now: float, costs: Mapping[str, FailureCost]) -> None:
     """Stores a failed login. `costs` maps each throttling key of the login to the cost of the failure under this key.
 
-    Deletes all throttling keys whose time has passed. The latest possible time is `LONGEST_THROTTLING_SECONDS` from
-    now. If the clock was set back, the times of some keys can be later than this. Sets times that are more than
-    `CLOCK_MARGIN_SECONDS` later to the latest possible time."""
+    Also corrects the times of all throttling keys:
+
+    - Deletes the keys whose time has passed.
+    - If a key's time is more than `LONGEST_THROTTLING_SECONDS + CLOCK_MARGIN_SECONDS` from now, sets the time to
+      `LONGEST_THROTTLING_SECONDS` from now. A key has such a time if the clock was set back after the time was
+      stored."""
     _delete_expired_keys(db, now)
     latest_possible = now + LONGEST_THROTTLING_SECONDS
     db.execute(

@@ -47,7 +47,8 @@ class SqliteSearch:
         self._db = db
         self._data_version = data_version
         self._complete_version: object = None
-        """The data version at the last check that found all content in the index; None before the first such check."""
+        """The data version at the last check that found no unindexed content; None before the first such check. At this
+        version, the index may have incomplete manifests."""
         self._writer = writer
         self._search_thread = search_thread
 
