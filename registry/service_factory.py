@@ -133,7 +133,7 @@ class ServiceFactory:
         ]
         self._upstream_by_host = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
         self._other_hosts = [*self._upstream_by_host, *settings.host_names]
-        """The host names of the server that come from other settings than `public_url`."""
+        """The host names of this server in the settings `host_names` and `upstream.hosts` (no hosts of upstreams)."""
 
     def without_accounts(self, registry: Registry) -> Service:
         """Returns a service that cannot have accounts. Every client may do everything with `registry`, with one
@@ -142,8 +142,8 @@ class ServiceFactory:
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded_upstreams=self._upstreams_needing_grant)
-        # `lambda: True`: there are no accounts, so every client may do everything. `CrossSiteCheck` then refuses
-        # requests of web browsers on this machine for an unknown host name: DNS rebinding may have caused them.
+        # `lambda: True`: there are no accounts. `CrossSiteCheck` then refuses a request of a browser on this machine if
+        # the Host header is no known name of the registry, because DNS rebinding may have caused the request.
         cross_site = CrossSiteCheck(self.settings.public_url, self._other_hosts, lambda: True)
         return Service(
             self._distribution(guard, authenticator, cross_site),
@@ -197,7 +197,8 @@ class ServiceFactory:
             cursors=components.cursors,  # encrypts the cursors in lists of repositories
         )
         authenticator = HeaderAuthenticator(guard, policy, components.credential_verifier, clock=components.clock)
-        # `is_always_hosted` returns True for a repository whose content never comes from a mirror.
+        # `is_always_hosted` returns True for a repository whose content never comes from a mirror. `by_host`: whether
+        # the same path can name different repositories at different hosts of this server.
         answer_cache = AnswerCache(
             store.metadata.version, router.is_always_hosted, by_host=bool(self._upstream_by_host)
         )
@@ -285,7 +286,7 @@ class ServiceFactory:
         - `answer_cache`: the cache of responses; None: no response is cached.
         - `count_pull` counts the pulls of manifests; None: they are not counted.
         - `push_refusal_reason` returns why a manifest of a given size does not fit on the disk, or None if it fits. It
-          is called before the manifest is received. If the parameter itself is None, the space is not checked then.
+          is called before the manifest is received. If the parameter itself is None, this check is left out.
         - `read_history` reads the history of a tag for the current request."""
         settings = self.settings
         return DistributionAPI(
@@ -312,8 +313,7 @@ class ServiceFactory:
         return Observed(guard, self.telemetry.work.on_call, None if tracing is None else tracing.trace_call)
 
     def _namespaces(self) -> Namespaces | None:
-        """Returns the upstreams that a request can name with its parameter `ns` or its host. Returns None if the
-        settings have no upstream."""
+        """Returns the upstreams that a request can name with its parameter `ns` or its host; None if there are none."""
         upstreams = self.settings.upstream
         if not upstreams:
             return None

@@ -26,7 +26,8 @@ class TagNotFrozen(RegistryError):
 
 
 class TagFrozen(Denied):
-    """The request would delete content that a frozen tag needs."""
+    """The error for a request that would delete a frozen tag, or content that a frozen tag needs. The record of a
+    frozen tag is `FrozenTag`."""
 
     default = "the tag is frozen"
 
@@ -40,8 +41,8 @@ class Sighting:
 
 
 class UpstreamTagMove(NamedTuple):
-    """At the time `since`, the mirror saw that an upstream's tag was new, or had moved. Moves are sorted by `since`,
-    then by repository, then by tag."""
+    """The time of a sighting, with the tag that was seen. `Sighting` has the digest instead of the tag. The first
+    sighting of a new tag counts as a move, too. Moves are sorted by `since`, then by repository, then by tag."""
 
     since: float
     repository: RepositoryName

@@ -1,7 +1,7 @@
 """Routes of `/api/v1/users`, `/api/v1/robots` and `/api/v1/me`: the accounts of people and programs.
 
 The docstrings of the routes are the descriptions in the OpenAPI document; "you" is the caller, the account that sends
-the request.
+the request. `Caller.is_registry_open` is true if the registry has no accounts yet.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -
 
 def _grant_page(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
     """Returns the first page of the grants that apply to the account `name`: the grants to the account itself, to its
-    groups, to `authenticated` and to `everyone`. `groups`: the groups that the OpenID provider or the issuer of the
-    account's token names for the account. The account's groups in the store are always included."""
+    groups, to `authenticated` and to `everyone`. `groups`: further groups of the account. The OpenID provider or the
+    token issuer has named these groups. The account's groups in the store are always included."""
     subjects = caller.administration.subjects_of(name, groups)
     return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)  # None: begin at the first grant

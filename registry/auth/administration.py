@@ -78,7 +78,8 @@ class NewAccount:
 class Administration:
     """The administrative operations.
 
-    - `accounts`: the store of the accounts.
+    - `accounts`: the store of the accounts. Its methods with the argument `keep_admin` raise LastAdmin if `keep_admin`
+      is true and the change would leave no enabled admin.
     - `hash_password`: returns the hash of a password. Raises TooManyRequests if too many calls wait for hashing.
     - `clock`: returns seconds since 1970.
     - `random`: `random(n)` returns n random bytes.
@@ -234,7 +235,8 @@ class Administration:
     def subjects_of(self, name: str, groups: Iterable[str] = ()) -> list[Grantee]:
         """Returns the subjects whose grants apply to the account `name`. A subject is the receiver of a grant: an
         account, a group, all accounts, or everyone. `groups`: as for `grants_for`."""
-        # Contains both kinds of account, because the kind of an account outside the store is unknown.
+        # Only the store knows the kind of an account, and the store may not have the account `name`. So the subjects
+        # contain both a user and a robot of this name.
         subjects = [Grantee(GranteeKind.USER, name), Grantee(GranteeKind.ROBOT, name)]
         distinct_groups = dict.fromkeys((*self.accounts.groups_of(name), *groups))
         subjects += [Grantee(GranteeKind.GROUP, group) for group in distinct_groups]

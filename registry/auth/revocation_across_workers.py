@@ -11,8 +11,9 @@ changed:
    epoch at which its rights were read. A cached credential contains the epoch at which it was last checked.
    `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only if the principal's epoch is the
    current epoch.
-4. If the principal's epoch is older, `CachedCredentialCheck.revalidate` checks the credential again, unless the
-   credential's epoch is the current epoch. Then `principal_of` computes the rights again from the grants.
+4. If the principal's epoch is older, `CachedCredentialCheck.revalidate` looks at the credential's epoch. If the
+   credential's epoch is older too, `revalidate` checks the credential again.
+5. If the credential is still valid, `principal_of` computes the rights again from the grants.
 
 An *identity* is the account that a credential has proved, with the limits of the credential. Some identities depend on
 a *source outside the database*: a line of the htpasswd file, or the settings of a token issuer or of the OpenID

@@ -29,8 +29,9 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
     - `found`: maps each code to the number of problems with this code.
     - `repaired`, `left`: the number of problems that were repaired, and of those that were not repaired.
     - `damaged`: the number of blobs and manifests that are recorded as damaged at the end of the check. Content that
-      was recorded as damaged before the check is not a problem. The repair of a damaged blob records the blob as
-      damaged. So this blob counts in `repaired` and also in `damaged`.
+      was recorded as damaged before the check is not a problem. The repair of a damaged blob cannot restore
+      its bytes. It records the blob as damaged, and the registry does not serve the blob until it is stored again. So
+      this blob counts in `repaired` and also in `damaged`.
     - `records`: the first `MAX_RECORDS` problems, each with the fields of its step.
     - `more`: whether there are more problems than in `records`."""
     mirrored = tuple(f"{upstream.name}/" for upstream in settings.upstream)

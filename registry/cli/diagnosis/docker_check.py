@@ -160,6 +160,8 @@ def _corrected_content(daemon: dict[str, Any] | None, target: TargetRegistry) ->
     """Returns the content that daemon.json should have: the present content without useless mirrors (`_is_useless`),
     plus the missing entries."""
     merged = {key: value for key, value in (daemon or {}).items() if key not in (_MIRRORS, _INSECURE)}
+    # The entries for this registry, from the daemon.json that `entrepot client` prints. It always prints it
+    # for the first path of `_FILES`, even if docker on this machine uses another path.
     required = json.loads(target.content_for(_FILES[0]))
     for key in (_MIRRORS, _INSECURE):
         present_entries = (daemon or {}).get(key)

@@ -1,4 +1,5 @@
-"""Formats a server's status for people, as text and tables of the package `rich`."""
+"""Formats a server's status for people, as text and tables of the package `rich`. A *fill* is an unfinished download
+of a blob from an upstream."""
 
 from __future__ import annotations
 
@@ -104,7 +105,7 @@ def _endpoint_state(endpoint: EndpointStatus) -> tuple[str, bool]:
     """Returns the state of an endpoint in words, and whether the endpoint has failed.
 
     - `endpoint.retry_in`: seconds until the endpoint is tried again.
-    - `endpoint.failing_in`: number of workers whose last requests to the endpoint failed."""
+    - `endpoint.failing_in`: the number of workers (not a time) whose last requests to the endpoint failed."""
     if endpoint.breaker == "open":
         wait = "" if endpoint.retry_in is None else f", tried again in {endpoint.retry_in:.0f} s"
         return f"left alone after failures{wait}", True
@@ -154,8 +155,7 @@ def _quota_table(status: ServerStatus) -> Table | None:
 
 
 def _fill_table(status: ServerStatus) -> Table | None:
-    """Returns the table of the *fills* (unfinished downloads of blobs from upstreams), the running ones first; None if
-    there are none."""
+    """Returns the table of the fills, the running ones first; None if there are no fills."""
     fills = sorted(status.fills, key=lambda fill: not fill.running)
     if not fills:
         return None

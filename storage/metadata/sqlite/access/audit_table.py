@@ -163,8 +163,8 @@ class _Position(NamedTuple):
 
     def id_bound(self, in_audit: bool) -> int:
         """Returns a bound for the row ids of one table: the table `audit` if `in_audit` is true, otherwise
-        `tag_history`. On the pages, a line of this table with the time `at` comes after this position if the line's
-        row id is below the bound."""
+        `tag_history`. Pages list lines of one table with the same time from the highest row id to the lowest. So a line
+        of this table with the time `at` comes after this position if the line's row id is below the bound."""
         if in_audit is self.is_audit:
             return self.row_id
         # Of lines with the same time, those of `audit` come before those of `tag_history`.
@@ -175,17 +175,19 @@ _BEFORE_ALL_LINES = _Position(math.inf, is_audit=True, row_id=_HIGHEST_ROW_ID)
 
 
 def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-    """Returns a page of at most `limit` lines that match the query, newest first. `query.before`: the page starts after
-    the line with this public id; None: it starts with the newest line. `query.until`: the page has only lines that are
-    older than this time; None: lines of any time. Raises AccountInvalid if `query.before` does not have the form of a
-    public id.
+    """Returns a page of at most `limit` lines that match the query, newest first.
+
+    - `query.before` means before in time. Because newer lines come first, the page starts after the line with this
+      public id. None: the page starts with the newest line. Raises AccountInvalid if `query.before` does not have the
+      form of a public id.
+    - `query.until`: the page has only lines that are older than this time; None: lines of any time.
 
     Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. The additional
     line shows that more lines follow the page."""
     start_position = _BEFORE_ALL_LINES if query.before is None else _Position.parse(query.before)
     if query.until is not None:
-        # Of lines with the same time, those of `tag_history` come last, and all row ids are above 0. So all lines with
-        # the time `until` come before the position (until, False, 0). Only older lines come after this position.
+        # The page continues with smaller positions. Every line with the time `until` has a greater position than
+        # (until, False, 0), because every row id is above 0. So only lines older than `until` follow (until, False, 0).
         start_position = min(start_position, _Position(query.until, is_audit=False, row_id=0))
     target, part = split_target(query.target or "")
     values: dict[str, str | float | None] = {

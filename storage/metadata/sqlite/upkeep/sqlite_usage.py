@@ -22,7 +22,8 @@ class SqliteUsage:
     def __init__(
         self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase, scans: ScanThread | ImmutableScans
     ) -> None:
-        """Reads with `db`, runs long reads in `scans`, and changes through `writer`."""
+        """Reads with `db`, runs long reads in `scans`, and changes through `writer`. If the disk is too full to open
+        the database for writing, `writer` is an ImmutableDatabase, which refuses every change with StorageFull."""
         self._db = db
         self._writer = writer
         self._scans = scans
