@@ -235,7 +235,7 @@ class Administration:
     def subjects_of(self, name: str, groups: Iterable[str] = ()) -> list[Grantee]:
         """Returns the subjects whose grants apply to the account `name`. A subject is the receiver of a grant: an
         account, a group, all accounts, or everyone. `groups`: as for `grants_for`."""
-        # Only the store knows the kind of an account, and the store may not have the account `name`. So the subjects
+        # The store may not have the account `name`, and the name alone does not tell its kind. So the subjects
         # contain both a user and a robot of this name.
         subjects = [Grantee(GranteeKind.USER, name), Grantee(GranteeKind.ROBOT, name)]
         distinct_groups = dict.fromkeys((*self.accounts.groups_of(name), *groups))
