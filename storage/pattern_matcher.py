@@ -39,9 +39,15 @@ _MAX_SHARED_MATCHERS: Final = 64
 
 
 class _Transitions(dict[str, tuple[int, int]]):
-    """The transitions of an automaton. Maps a character of a name to two sets of positions. When the automaton reads
-    the character, it advances from each position of the first set to the next position, and also stays at each position
-    of the second set. The positions of the second set follow a star. A set is an integer with one bit per position."""
+    """The transitions of an automaton. The automaton can be at several positions at once. Maps a character of a name to
+    two sets of positions:
+
+    - The first set has the positions from which the automaton advances to the next position when it reads the
+      character.
+    - The second set has the positions at which the automaton stays: those that follow a star that matches the
+      character.
+
+    From a position in both sets, the automaton does both. A set is an integer with one bit per position."""
 
     def __init__(self, expected: str, stars: str) -> None:
         """Both texts have one character per position. `expected`: the character with which the automaton advances from
@@ -80,8 +86,8 @@ class _OneSegment:
     def seek(self, text: str, prefix_length: int) -> str | None:
         """Does what `Matcher.seek` does, but only for names that begin with the first `prefix_length` characters of
         `text`."""
-        # If `text` has a slash after the prefix, no name that begins with the text up to this slash matches. The first
-        # text after all these names has "0" in place of the slash: "0" follows "/" in byte order.
+        # For example, the prefix is `a/` and `text` is `a/b/c`. No name that begins with `a/b/` matches. The scan can
+        # continue at `a/b0`, which is after all these names, because "0" is the next character after "/" in byte order.
         slash = text.find("/", prefix_length)
         return text if slash < 0 else text[:slash] + "0"
 
@@ -117,9 +123,8 @@ class _Automaton:
             start_digits[size - 1 - start] = ord("1")  # bit 0 is the last digit
         self._start = int(bytes(start_digits), 2)
         self._accepting_later: dict[str, int] = {}
-        """Maps each character of names to a set of positions, as one bit per position. A position is in the set of a
-        character if the position accepts at least one character that follows this character in byte order. Empty until
-        the first use."""
+        """Maps a character to the positions that accept at least one later character, in byte order. For example, the
+        positions for "x" are those that accept "y" or "z". One bit per position. Empty until the first use."""
 
     def matches(self, name: str, prefix_length: int) -> bool:
         """Returns whether `name`, without its first `prefix_length` characters, matches one of the rests."""

@@ -69,7 +69,8 @@ class PullEvents:
         self._dropped = 0
 
     def add(self, pull: Pull, name: str, address: str, request_id: str) -> None:
-        """Adds a pull to the list, or drops it if the list is full. `name`: the client's account, or `anonymous`."""
+        """Adds a pull to the list, or drops it if the list is full. The other parameters describe the client. `name`:
+        the name of the client's account, or `anonymous`. `request_id`: the id of the client's request."""
         if len(self._pulls) < MAX_PULLS:
             self._pulls.append((pull, self._clock(), name, address, request_id))
         else:

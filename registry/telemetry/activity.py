@@ -79,7 +79,8 @@ class ActivityCounts:
         )
         yield sum(totals[requests.cell("manifests", "PUT", status)] for status in _PUSH_STATUSES)
         lookups = dict.fromkeys(("hits", "misses"), 0.0)
-        # `numbers` has the numbers of one series. A series of a counter has only one number.
+        # `numbers` is a sequence, because a series of a histogram has several numbers. The metrics here are counters. A
+        # series of a counter has only the number `numbers[0]`.
         for (_, route, cache), numbers in mirror.requests.nonzero_series(totals):
             if route in _CACHE_ROUTES:
                 lookups["hits"] += numbers[0] if cache in _HIT_STATES else 0

@@ -87,7 +87,8 @@ async def log_out(request: Request) -> Response:
     await read_form(request)
     cookies = cookies_of(request)
     if cookies.session is not None:
-        # The actor names no account. `end` takes the account for the audit log from the session.
+        # The actor has the name of anonymous clients. For the audit log, `BrowserLogin.end` replaces this name by the
+        # name of the session's account.
         await _browser_login(request).end(cookies.session, unauthenticated_actor(request.scope))
     response = redirect(HOME_PATH)
     cookies.delete(response, SESSION_COOKIE)

@@ -102,9 +102,12 @@ async def remove_tags(request: Request, path: str) -> Response:
 
 @router.get(TAG_RESTORATION_PATH + "/{path:path}")
 async def redirect_to_tag_history(path: str) -> Response:
-    """Redirects to the tag history. A visitor whose session has ended may send the form that undoes a removal. The
-    response then redirects the visitor to the login page. After the login, the browser loads the form's path with GET,
-    which calls this function. Raises NameUnknown."""
+    """Redirects to the tag history. Raises NameUnknown.
+
+    A browser gets here if the visitor's session had ended before the visitor sent the form that undoes a removal:
+
+    1. The browser sends the form (`restore_tags`), and is redirected to the login page.
+    2. After the login, the browser loads the path of the form with GET, which calls this function."""
     return redirect(f"{TAG_HISTORY_PATH}/{path_of(repository_in(path), None)}")
 
 

@@ -60,7 +60,9 @@ class ReportFile:
         self._path = directory / f"{os.getpid()}-{secrets.token_hex(4)}"
         self._fd = system.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            lock_flock(self._fd)  # waits while `_is_locked` in another process holds a lock
+            # This call may have to wait a moment. When another process checks whether the file is locked
+            # (`_is_locked`), that process itself locks the file for a moment.
+            lock_flock(self._fd)
             system.allocate(self._fd, _INITIAL_FILE_BYTES)
         except OSError:
             self.close()

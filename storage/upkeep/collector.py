@@ -42,9 +42,10 @@ IDLE_SECONDS_ON_FULL_DISK = 60.0
 """Seconds after which a partial blob without progress is deleted while the disk is full. A partial blob is a blob whose
 download from an upstream registry is not complete."""
 CONFIRM_FUTURE_SECONDS = 3600.0
-"""When each round in this many seconds has seen stored times in the future, the collector corrects them. It does not
-correct them at once, because the clock of a machine may be behind after a start: right times then seem to be in the
-future. Machines usually set the clock within this many seconds."""
+"""If stored times are in the future, the collector waits for this many seconds. It then corrects such times, if every
+round since the start of the wait has seen some. Without the wait, the collector could change right times: after a
+machine starts, its clock may be behind, and right times then seem to be in the future. Machines usually set the clock
+within this many seconds."""
 MIN_STRAY_AGE_SECONDS = 60.0
 """Bytes without a row are kept for at least this many seconds, because a push stores the row shortly after the
 bytes."""
@@ -177,8 +178,9 @@ class Collector:
         return report
 
     async def free_unlinked_blobs(self) -> int:
-        """Removes the blobs that have no link now, and no other garbage. Frees their space at once. Removes no blob
-        while a backup is running. Returns the number of removed blobs. Raises StorageFull, StorageFailed."""
+        """Removes the blobs that have no link now, and then frees the disk space of removed bytes. Runs no other step
+        of a round. Removes no blob while a backup is running. Returns the number of removed blobs. Raises StorageFull,
+        StorageFailed."""
         this_round = _Round(
             dry_run=False, shards=(), max_listed=0, on_removal=None, on_real_removal=self._on_real_removal
         )

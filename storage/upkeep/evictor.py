@@ -44,11 +44,14 @@ UNUSED_SECONDS: Final = 60.0
 """A link is *unused* if no manifest of the repository refers to the blob, and no client has used the blob for this
 time. An eviction removes unused links when it finds no further image to evict."""
 CHECK_SECONDS: Final = 2.0
-"""Time between two checks of the limits. A call of `Evictor.check_soon` ends this time early. In two cases, the evictor
-waits for this time twice before the next check. No call ends the first of these two waits early. The cases:
+"""The evictor waits for this time before each check of the limits. A call of `Evictor.check_soon` ends the wait early.
+
+In these cases, the evictor first sleeps for the same time, and then begins the wait:
 
 - The last check failed.
-- The last check had to evict images but evicted none."""
+- The last check had to evict images but evicted none.
+
+No call ends the sleep early."""
 WARNING_SECONDS: Final = 600.0
 """Shortest time between two warnings for the same reason."""
 IMAGES_PER_ROUND: Final = 20
@@ -192,9 +195,13 @@ class Evictor:
 
     async def evict(self, on_evicted: OnEvicted = ignore_evicted) -> int:
         """Evicts images until no budget is exceeded, and then until the disk has enough free space. Ends early if no
-        further image may be evicted. For free space, evicts none while a backup runs, and at most about as many bytes
-        as the disk lacks. Ignores an `EvictionPause`. Returns the number of evicted images. Raises StorageFull,
-        StorageFailed, and the errors of `on_evicted`."""
+        further image may be evicted. Two more rules hold for the eviction for free space:
+
+        - It evicts no image while a backup runs.
+        - It ends when it has evicted as many bytes as the disk lacked at its start.
+
+        Ignores an `EvictionPause`. Returns the number of evicted images. Raises StorageFull, StorageFailed, and the
+        errors of `on_evicted`."""
         async with self._leases.slot(EVICTION_SLOT, count=1):
             count = await self._evict_to_budgets(on_evicted)
             if self._is_disk_low():
@@ -292,7 +299,9 @@ class Evictor:
         try:
             while not await is_reached():
                 rules = await self._rules()
-                outcome: EvictedImage | bool = True  # True: images may be left to check; False: no image is left
+                # What `evict_next` returns: an image that it has evicted; True if it has evicted none, but images may
+                # be left to check; False if no image is left to check.
+                outcome: EvictedImage | bool = True
                 for _ in range(IMAGES_PER_ROUND):
                     outcome = await self._images.evict_next(upstreams, rules, started, EVICTION_ACTOR)
                     if isinstance(outcome, EvictedImage):

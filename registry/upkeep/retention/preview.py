@@ -64,8 +64,9 @@ class PreviewSummary:
     """The totals of a preview. The numbers of bytes count each blob once.
 
     - `bytes_freed`: the bytes that garbage collection frees after the rules have deleted the tags and manifests.
-    - `bytes_left`: how many more bytes garbage collection would free if the rules also deleted the images that lose
-      their tags but stay. Such an image stays if its rule has no `delete_untagged_after`.
+    - `bytes_left`: the bytes that stay only because a rule has no `delete_untagged_after`. Such a rule deletes tags,
+      but keeps the images that lose their tags. If it deleted these images too, garbage collection would also free
+      these bytes.
     - `warnings`: one text for each pattern that applies to no repository.
     - `complete`: False if a limit ended the preview. The numbers then count only the first tags and manifests."""
 
@@ -225,8 +226,8 @@ class RetentionPreview:
         """Adds to `findings` the orphans that the rule would delete: those that have had no push, tag or pull since the
         times in `since`."""
         count_before, read_manifests, on_line = len(findings.deleted), 0, findings.on_line
-        # Keeps what `Retention.unused_orphans` reads from the tag history, so that the call for the next page does not
-        # read it again.
+        # A manifest loses a tag when the tag is moved or deleted. `lost_tags` keeps what `Retention.unused_orphans`
+        # reads about lost tags from the tag history, so that the call for the next page does not read it again.
         lost_tags = LostTags()
         after: Digest | None = None
         while True:

@@ -5,8 +5,8 @@
   events. When a webhook is removed, its row is deleted.
 
 A webhook may have a million deliveries. Deleting them in one transaction would block all other changes for too long, so
-`delete_portion` deletes them in portions later. Until then, the look-ups of deliveries skip them (`IS_OF_READER`).
-After a crash, the next call of `SqliteOutbox.tidy` deletes the rest.
+`delete_portion` deletes them in portions later. Until then, the look-ups of deliveries use the condition `IS_OF_READER`
+to skip leftovers. After a crash, the next call of `SqliteOutbox.tidy` deletes the rest.
 
 A webhook that is added to the settings again becomes a reader only after its leftovers are deleted. So a delivery of a
 reader is never a leftover.
@@ -24,8 +24,8 @@ from storage.metadata.sqlite.upkeep import outbox_limits
 from storage.outbox import DroppedDeliveries
 
 IS_OF_READER: Final = "+d.webhook IN (SELECT name FROM event_reader)"
-"""SQL condition: the webhook of the delivery `d` is a reader. The `+` keeps SQLite from using an index for this
-condition."""
+"""SQL condition: the delivery `d` is of a reader, so it is not a leftover. The `+` keeps SQLite from using an index for
+this condition."""
 _FIND_REMOVED: Final = """
 WITH RECURSIVE webhook (name) AS (
   SELECT min(webhook) FROM event_delivery
