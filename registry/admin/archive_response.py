@@ -49,7 +49,8 @@ class RunningDownload:
         self._portion_bytes = 0
         self._portion_seconds = 0.0
         self._sending_since: float | None = None
-        """When the block of `sending` began, by the event loop's clock; None outside such a block."""
+        """When the present `with` block of the method `sending` began, by the event loop's clock; None outside such a
+        block."""
 
     @contextmanager
     def sending(self, byte_count: int) -> Iterator[None]:
@@ -148,7 +149,8 @@ class ArchiveResponse(Response):
         downloads: RunningDownloads,
     ) -> None:
         """`open_archive`: returns the archive; called when the download has a slot. `headers`: the headers of the HTTP
-        request. `request`: its context. The rights of the principal are checked for each blob of the archive."""
+        request. `request`: the context of the HTTP request. `request.principal` is the account or anonymous
+        client that makes the request. The rights of this principal are checked for each blob of the archive."""
         super().__init__()
         self._open_archive = open_archive
         self._request = request

@@ -133,8 +133,8 @@ class OpenAPIDocument:
 
 
 openapi_router = APIRouter(include_in_schema=False)
-"""The route of the OpenAPI document. The route function gets the application from the request, because FastAPI caches
-route functions for ever, and a closure would keep the application in memory."""
+"""The route of the OpenAPI document. FastAPI caches route functions for ever. If the route function had a reference to
+the application, the cache would keep the application in memory. So it gets the application from the request."""
 
 
 @openapi_router.get(OPENAPI_PATH)

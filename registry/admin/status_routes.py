@@ -101,8 +101,8 @@ async def read_activity(request: Request, caller: AdminCaller) -> ActivityRespon
 
 
 async def read_activity_for(request: Request, caller: Caller) -> ActivityResponse:
-    """Returns the activity until now. `caller` must be an admin; this function does not check that. Raises the errors
-    of the store."""
+    """Returns the activity until now. `caller` must be an admin; this function does not check that. A `Caller` also has
+    the objects that routes use, such as the store (`caller.upkeep.store`). Raises the errors of the store."""
     unstored = await asyncio.to_thread(request.app.telemetry.metrics.activity.compute_unstored)
     return await _read_activity_until(caller.upkeep.store.activity, unstored, request.app.factory.clock())
 

@@ -5,9 +5,9 @@ from command-line flags, environment variables and the settings file. Durations 
 `description` of a setting is its text in `--help` and in docs/en/settings.md.
 
 Most settings take effect at a reload (`entrepot reload`). A setting or group with `AT_RESTART` takes effect at
-`entrepot restart`, but not at a reload. A restart loads the program again in the first process of the server, and
-replaces the worker processes one after the other, so the server does not stop. A setting with `AT_START` takes effect
-only when the whole server is stopped and started again.
+`entrepot restart`, but not at a reload. At a restart, the process that starts the worker processes loads the program
+again, and then replaces the worker processes one after the other. So the server does not stop. A setting with
+`AT_START` takes effect only when the whole server is stopped and started again.
 
 The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
 """

@@ -107,7 +107,8 @@ async def repository(request: Request, path: str) -> Response:
     name, reference = parse_path(path)
     stored_name = await require_readable(caller_of(request), name)
     if stored_name != name:
-        # Raises NameUnknown, with the name that the visitor requested, if the repository does not exist.
+        # Only checks that the repository exists; the tags are not used. If the repository does not exist, this call
+        # raises NameUnknown with the name that the visitor requested.
         await _components(request).content.tags(name, None, 1)
         parameters = ("q", "sort", "after") if reference is None else ("platform",)
         return redirect_with_query(request, f"{REPOSITORIES_PATH}/{path_of(stored_name, reference)}", *parameters)

@@ -139,9 +139,8 @@ def management_rights_of(principal: Principal) -> ManagementRights:
     """Returns the management rights of the caller that `principal` describes. A caller without an account may do
     nothing."""
     identity = principal.identity
-    # `identity.token` is the id of an API token. `identity.access` has the actions that a bearer token of this registry
-    # grants. A token of another issuer sets neither of them. The account that logs in with such a token is always a
-    # robot, so `identity.robot` excludes it below.
+    # True for an API token (`identity.token`) and for a bearer token of this registry (`identity.access`). False for a
+    # token of another issuer. Such a token always logs in as a robot, and `identity.robot` excludes robots below.
     used_token = identity.token is not None or identity.access is not None
     is_stored = identity.version is not None
     return ManagementRights(

@@ -216,7 +216,7 @@ class Warmer:
         """Returns the entries of an index for the platforms that are warmed. Returns all entries if all platforms are
         warmed, or if the index states no platforms. The second result is an error if the index has no entry for one of
         the platforms, otherwise None."""
-        entries = index.manifests  # all entries, including those that are blobs
+        entries = index.manifests  # despite the name, all entries of the index: manifests and blobs
         offered = sorted({platform_name(entry) for entry in entries} - {""})
         if self._platforms is None or not offered:
             return entries, None
@@ -252,7 +252,8 @@ class Warmer:
         try:
             offset, end_offset = reader.span
             while offset < end_offset:
-                offset = await reader.readable_until(offset)  # waits for the byte at `offset`
+                # Waits for the byte at `offset`. Returns the offset up to which the bytes are stored now.
+                offset = await reader.readable_until(offset)
                 self._observer.on_bytes(digest, offset)
         finally:
             await reader.aclose()

@@ -53,9 +53,10 @@ class EncryptedFileSender:
         self._read_ahead: ReadAhead | None = None
         """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._just_read_up_to = 0
-        """Offset up to which a thread has read the file for this sender. The event loop reads the bytes before this
-        offset without checking the page cache. While memory is scarce, the kernel can drop the pages before the event
-        loop reads them. After a check, a thread would then have to read the same bytes again, possibly many times."""
+        """Offset up to which a thread has read the file for this sender. `_count_in_memory` counts the bytes before
+        this offset as in memory, and does not check the page cache. If memory is scarce, the kernel may have dropped
+        the pages of these bytes again. The event loop may then wait for the disk itself, but threads do not read the
+        same bytes again and again in vain."""
         self._reading: asyncio.Future[None] | None = None
         """Done when a thread has read the bytes for which the sender waits. None: the sender waits for no thread."""
         self.unsent_bytes = 0
@@ -161,8 +162,8 @@ class EncryptedFileSender:
         if offset < self._just_read_up_to:
             return min(end_offset, self._just_read_up_to) - offset
         if self._read_ahead is not None:
-            # The event loop reads only pages that a thread has read before: the first read of a page can make the
-            # kernel read later pages from the disk, which takes time.
+            # Leave the first read of each page to a thread, even if the page is in the page cache (because the kernel
+            # has read ahead). The first read of such a page can make the kernel read ahead further, which takes time.
             end_offset = min(end_offset, self._read_ahead.read_up_to)
         if offset >= end_offset or self._mapped_file is None:
             return 0

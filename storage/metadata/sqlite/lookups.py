@@ -34,8 +34,9 @@ STATEMENT_COST = 100
 NAME_COST = 10
 """Cost of reading a name, without matching its characters."""
 SKIP_COST_FACTOR = 2
-"""If the reader has read a name that is not in the set, it searches for the text at which the set may continue
-(`NameSet.seek`). The search costs this many times as much as matching the characters of the name that was read."""
+"""If the reader has read a name that is not in the set, it calls `NameSet.seek`, which returns a text. The reader reads
+on at the first name that is equal to this text or sorts after it, and misses no name of the set. The call costs this
+many times as much as matching the characters of the name that was read."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
 """Smallest and largest number of names that one statement reads.
 
@@ -52,6 +53,7 @@ SELECT b.size, b.place, l.needed,
        EXISTS (SELECT 1 FROM collect_queue q WHERE q.repository = r.id AND q.digest = b.digest)
   FROM repository r JOIN blob b ON b.digest = ?2 JOIN blob_link l ON l.repository = r.id AND l.blob = b.id
  WHERE r.name = ?1"""
+"""The column `needed` of a link is the time at which a client last added or requested the blob."""
 _BY_TAG = """
   FROM repository r JOIN tag t ON t.repository = r.id AND t.name = ?2 JOIN manifest m ON m.id = t.manifest
  WHERE r.name = ?1"""
@@ -100,7 +102,6 @@ def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
-    # The column `needed` of a link is the time at which a client last added or requested the blob.
     size, place, last_used, is_queued_for_collection = row
     if not place:  # `place` is the key of the bytes in the blob store, and empty if the blob is damaged
         raise BlobUnknown(
@@ -110,7 +111,8 @@ def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
 
 
 def upload(db: apsw.Connection, repo: RepositoryName, upload_id: UploadID) -> UploadRow:
-    """Returns the upload session. Raises BlobUploadUnknown if the repository has no such session."""
+    """Returns the upload session. Raises BlobUploadUnknown if the repository has no such session. The column
+    `boot` serves to find out whether a reboot may have lost bytes of the upload (`BlobStore.boot`)."""
     row = db.execute(
         "SELECT algorithm, offset, state, boot, owner FROM upload WHERE id = ? AND repository = ?", (upload_id, repo)
     ).get
@@ -270,12 +272,12 @@ def referrer_page(
     the page has only manifests of that type.
 
     The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
-    The first referrer alone may have more than `max_page_bytes`. There are two cases:
+    If the first referrer alone is larger than `max_page_bytes`, the page depends on `max_page_bytes`:
 
-    - `max_page_bytes` is at least `REFERRER_PAGE_BYTES`: the page has only this referrer. Otherwise no page could list
-      the referrer.
-    - `max_page_bytes` is less than `REFERRER_PAGE_BYTES`: the page is empty, and its `more` is true. To get the
-      referrer, the caller can call this function again with `REFERRER_PAGE_BYTES`."""
+    - Less than `REFERRER_PAGE_BYTES`: the page is empty, and its `more` is true. To get the referrer, the caller can
+      call this function again with `REFERRER_PAGE_BYTES`.
+    - `REFERRER_PAGE_BYTES` or more: the page has only this referrer, and is larger than `max_page_bytes`. So there is a
+      page for every referrer."""
     descriptors: list[Descriptor] = []
     page_bytes = 0
     parameters = (repo, subject, after or "", max_read + 1)

@@ -54,9 +54,13 @@ class BackupOptions:
 
     - `target`: the directory of backups.
     - `keep`: how many snapshots of this registry to keep; None: all.
-    - `verify`: whether to check the digests of all blobs. If False, the backup checks the blobs whose bytes it copies.
-      It then usually does not check a blob that the directory has already. It also usually does not check a blob for
-      which it makes a hard link or a clone (a file that shares blocks on the disk with the file of the store).
+    - `verify`: whether to check the digests of all blobs. If False, the backup checks only some of them:
+        - A blob whose bytes the backup copies is checked.
+        - A blob that the directory has already is checked only if its file may have wrong bytes
+          (`_Backup._copy_if_needed` lists the cases).
+        - A blob for which the backup makes a hard link or a clone is checked only if the directory already has a file
+          of the blob, and that file has failed its check. (A clone is a file that shares blocks on the disk with the
+          file of the store.)
     - `may_link`: whether files of the backup may be hard links to files of the store, if both are on one file system.
     - `earlier`: the newest backup that was made to `target` (`find_earlier_backup`). If `target` has neither this
       backup nor a later one, `make_backup` checks that the disk of `target` is mounted. None: there is no check."""
@@ -99,7 +103,8 @@ async def make_backup(
     another process that tries to make a backup at the same time. Raises BackupFailed, StorageFull, StorageFailed,
     JobStopped. After an error, the copied blobs stay in the directory for the next run.
 
-    Two lists in the report contain the blobs that the new snapshot lacks (`SnapshotManifest.missing` joins the lists):
+    The report has two lists of the blobs that the new snapshot lacks. (The field `missing` of `manifest.json` has the
+    blobs of both lists.)
 
     - `damaged`: the blobs that the registry had recorded as damaged.
     - `missing`: other blobs that could not be copied, for example because their bytes are missing or damaged."""
@@ -112,9 +117,9 @@ async def make_backup(
         if known_backup is not None and not await copier.run(
             partial(directory.has_snapshot_since, known_backup.snapshot)
         ):
-            # While the disk of the backups is not mounted, `directory.root` is a directory on the disk that has the
-            # mount point. This directory may have older snapshots too. So an older snapshot does not prove that the
-            # disk of the backups is mounted.
+            # Check that the disk of the backups is mounted, even if `directory.root` has snapshots that are older than
+            # `known_backup`. Without the mount, the path `directory.root` leads to another disk, the one with the
+            # mount point. That disk may have older snapshots at this path too.
             await copier.run(partial(check_mounted, directory.root, known_backup))
             if not await copier.run(directory.has_marker):
                 reason = f"the earlier backups are gone from {directory.root}; this backup is the first one there now"
