@@ -10,7 +10,7 @@ A cached answer must depend on nothing but the request and the store. Two kinds 
 - A HEAD of a blob has to reach the store each time, because the store then protects the blob from the garbage collector
   for a while.
 
-docs/adr/0013-answers-that-are-ready.md gives the reasons and the savings.
+docs/adr/0013-cached-responses.md gives the reasons and the savings.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -64,6 +65,18 @@ def test_every_route_is_described() -> None:
             if path.startswith("/api/v1"):
                 assert route["security"] == [{"Basic": []}, {"Bearer": []}], (method, path)
                 assert {"401", "403", "404"} <= set(route["responses"])
+
+
+def test_references_resolve() -> None:
+    """Each reference in the OpenAPI document points at a schema in the document, and the document describes both
+    authentication schemes."""
+    components = api_document()["components"]
+    references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(api_document())))
+    assert {"Errors", "Error"} <= references <= set(components["schemas"])
+    assert {name: scheme["scheme"] for name, scheme in components["securitySchemes"].items()} == {
+        "Basic": "basic",
+        "Bearer": "bearer",
+    }
 
 
 def test_bodies_have_examples() -> None:
