@@ -60,9 +60,9 @@ class ActivityPeriod(BaseModel):
         cls, buckets: Sequence[ActivityBucket], unstored: Activity, now: float, bucket_seconds: int, count: int
     ) -> Self:
         """Returns the last `count` buckets up to the time `now`, in seconds since 1970. A *bucket* has the activity of
-        one hour or day; `bucket_seconds` is its length. `buckets`: the stored buckets. An hour
-        or day without a stored bucket gets an empty bucket. `unstored`: activity in the current bucket that is not
-        stored yet."""
+        one hour or day; `bucket_seconds` is its length. `buckets`: the stored buckets. An hour or day
+        without a stored bucket gets an empty bucket. `unstored`: activity in the current bucket that is not stored
+        yet."""
         current_start = int(now) // bucket_seconds * bucket_seconds
         starts = range(current_start - (count - 1) * bucket_seconds, current_start + 1, bucket_seconds)
         by_start = {bucket.start: bucket.activity for bucket in buckets}

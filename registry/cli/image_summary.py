@@ -21,8 +21,8 @@ PAGE_SIZE = 1000
 """Number of tags or referrers in each page that is read from the registry."""
 IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
 """Media types of the configs of ordinary images. If a manifest states no artifact type, `Manifest.artifact_type` is the
-media type of its config. So the `artifactType` of an ordinary image is one of these media types. The text summary does
-not show it then."""
+media type of its config. So the `artifactType` of an ordinary image is one of these media types. The text summary
+leaves out an `artifactType` that is one of them."""
 MAX_LISTED = 20
 """Maximum number of tags that the text summary lists, and maximum number of referrers. The summary shows how many
 others there are."""

@@ -113,7 +113,8 @@ class MirrorMetrics:
 
     def upstream_label(self, name: str) -> str:
         """Returns what to pass to `Family.cell` for the label `upstream`: the index of the upstream's name in the list
-        of names, as a text such as `0`. Adds the name if the list does not have it."""
+        of names, as a text such as `0`. Adds the name if the list does not have it. If the list is full and does not
+        have the name, returns the index of the last name (`SharedNames.label_value`)."""
         return self._names.label_value(name)
 
     def count_answer(self, cells: memoryview[float], upstream: str, route: str, cache_state: str, size: int) -> None:

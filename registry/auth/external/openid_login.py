@@ -183,9 +183,9 @@ class OpenIDLogin:
             task.exception()  # marks the exception as retrieved, because a cancelled caller does not await the task
 
     async def _check_response(self, response: AuthorizationResponse, sealed: str, by: Actor) -> tuple[Identity, str]:
-        """Checks the provider's response to a login. Returns the identity, and the return path: the path to which the
-        browser goes next. `LoginAttempt.back` is the argument `return_path` of `begin`. Records a failure in the audit
-        log. Raises LoginFailed, StorageFull, StorageFailed."""
+        """Checks the provider's response to a login. Returns the identity, and the path to which the browser goes next
+        (`LoginAttempt.back`, the argument `return_path` of `begin`). Records a failure in the audit log. Raises
+        LoginFailed, StorageFull, StorageFailed."""
         try:
             attempt = self._open_attempt(response, sealed)
             claims = await self._fetch_claims(response, attempt, by)

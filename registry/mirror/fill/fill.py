@@ -353,7 +353,7 @@ class Fill:
                 await download.run()
                 break
             except NoClients:
-                # If a client or a prefetch has requested the blob in the meantime, the download continues.
+                # If a client has requested the blob in the meantime, or a pull needs it again, the download continues.
                 if not self.demand.needs_blob():
                     raise
             except BlobLengthWrong:

@@ -84,7 +84,7 @@ def serve(
     else:
         if (limit := listener_options.per_address_limit) is not None:
             # Each worker counts its connections in its own table of counters, its *column* (`SharedCounters`). With
-            # several workers, the supervisor claims the columns. Here is no supervisor, so this process claims its own.
+            # several workers, the supervisor claims the columns. Without one, this process claims its own column.
             limit.set_own_column(limit.claim_column())
         reloads = SingleProcessReloads(change_options, on_ready or (lambda: None))
         worker = Worker(options, reloads.announce_ready, on_start=reloads.start)

@@ -165,7 +165,8 @@ class CheckedChange(Protocol):
     def __call__(self, db: apsw.Connection, /, *, checked_to: int | None) -> bool:
         """If the change needs a check of tags, calls `NeedingTagsCheck.check_in_transaction` with `checked_to`.
 
-        - If this method returns False, because there are too many tags to check, changes nothing and returns False.
+        - If `check_in_transaction` returns False, because there are too many tags to check, changes nothing and
+          returns False.
         - Otherwise makes the change and returns True."""
         ...
 
