@@ -1,8 +1,8 @@
 """Functions that return the set-up of each client, such as docker or k3s: configuration files, hints and commands
 (`PROGRAM_SETUPS`). If the registry has accounts, a set-up includes the login.
 
-Each function `_full_*_setup` begins with a set-up of `registry.clients.client_setup`, such as `docker_setup`. It leaves
-out files that the client does not need, and adds other parts, such as the commands for a login and a push.
+Each function `_full_*_setup` completes a set-up of `registry.clients.client_setup`, such as that of `docker_setup`. It
+leaves out files that the client does not need, and adds other parts, such as the command for a login.
 
 Sources: k3s, "Private Registry Configuration"; kind, "Local Registry"; GitLab, "Use Docker to build Docker images";
 docker/setup-buildx-action; containerd, docs/hosts.md.

@@ -15,7 +15,7 @@ available now). After a failed attempt, one of two things happens:
 
 - The event is sent again later. Until then, its repository *pauses*: none of the repository's events is sent. The more
   failures in a row, the longer the pause, up to five minutes. The pause has a random part, so that many registries do
-  not send at the same moment. After some failures, the events of all other repositories wait as well:
+  not send at the same moment. After certain failures, the events of all other repositories wait as well:
   `WebhookHealth` decides when and how long.
 - The event becomes a *dead letter*, which is not sent any more (see `Webhook.max_attempts` and `Webhook.max_age`).
 """

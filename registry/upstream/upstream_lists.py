@@ -198,9 +198,10 @@ class UpstreamLists:
 
         Raises the errors of a failed upstream request. Raises UnconfirmedNameUnknown in these cases:
 
-        - The upstream refuses the request with a status that is not in _NO_REFERRERS_API, such as 403. A firewall may
-          have sent the response, or the repository may need a login.
-        - No token could be obtained for the request, so the upstream may have hidden the repository."""
+        - The upstream refuses the request with a status that is not in _NO_REFERRERS_API, such as 403, and the response
+          does not show that the registry itself refuses it. A firewall may have sent the response, or the repository
+          may need a login.
+        - No token could be obtained, and the upstream may have hidden the repository from a request without a token."""
 
         async def ask(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> bool | None:
             with ShareScope() as memory:
