@@ -11,8 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 MAX_UNKNOWN_FIELDS: Final = 20
-"""How many more fields than its model an object may have. If an object has more, `BodyModel` reports a single error,
-which names no field. Otherwise `BodyModel` reports one error for each unknown field."""
+"""If an object has over this many fields more than its model, `BodyModel` reports a single error, which names no field.
+Otherwise `BodyModel` reports one error for each unknown field."""
 ItemT = TypeVar("ItemT")
 FailFastList = Annotated[list[ItemT], Field(fail_fast=True)]
 """Type of a list whose validation ends at the first invalid item, so that a long list cannot cause many errors."""

@@ -34,8 +34,8 @@ MAX_READ_BYTES: Final = 64 * 1024
 MAX_READ_SECONDS: Final = 1.0
 """Longest time for reading the body of a response. If reading takes longer, the connection is closed."""
 _CONNECTION_LOST_ERRORS: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
-"""Errors that can mean that the endpoint has closed an idle connection. After such an error, `send`
-sends the event once more."""
+"""Errors that can mean that the endpoint has closed an idle connection. After such an error, `send` sends
+the event once more."""
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 """A token that can be sent in a header: visible ASCII characters."""
 MAX_ERROR_CHARACTERS: Final = 300

@@ -248,7 +248,8 @@ class MirroredBlobs:
 
         - If the fill fails, raises the fill's error.
         - If the fill requests the blob from another repository than `repo`, checks every half of `SILENCE_SECONDS`
-          whether the upstream has responded. If two checks in a row find no response, raises _NoResponse.
+          whether the fill has sent its request and has no response. If two checks in a row find this, raises
+          _NoResponse.
         - If the deadline passes, the fill is waiting for a free connection, and the blob is not empty, returns True.
           The response may then begin before the digest is verified, because the reader withholds the last byte until
           the digest is verified.
