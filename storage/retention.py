@@ -57,8 +57,8 @@ class TagFacts:
       does not match, or the repository does not have the manifest.
     - `order_time`: the time by which the tag is sorted in place of `pushed`, if `pushed` was in the future
       (`storage.future_times`) when the tag was read; otherwise None. It is the later of two times: the last change of
-      any tag before the clock went ahead, and the last change of this tag whose time was not in the future. It is 0.0
-      if neither change is known."""
+      any tag, in any repository, before the clock went ahead, and the last change of this tag whose time was not in
+      the future. It is 0.0 if neither change is known."""
 
     name: Tag
     digest: Digest

@@ -70,8 +70,8 @@ async def principal_of(policy: Policy, verified: VerifiedCredential) -> Principa
     if principal is None or principal.epoch != policy.accounts.epoch():
         await policy.prepare(verified.identity)  # reads the grants, and lets other tasks run meanwhile
         try:
-            # This call checks the identity again if the epoch has changed since the last check of the credential. A
-            # change is possible during `prepare`, too.
+            # This call checks the identity again if the epoch has changed since the last check of the credential, or if
+            # the source of the identity has changed. Such changes are possible during `prepare`, too.
             principal = verified.principal = policy.principal(verified.identity, checked_epoch=verified.epoch)
         except Unauthorized:
             raise Unauthorized(INVALID_CREDENTIALS) from None

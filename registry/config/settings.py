@@ -102,7 +102,7 @@ _HOST_AND_PORT = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?")
 
 def _check_public_url(value: str | None) -> str | None:
     """Returns the registry's address as scheme, host and port; None for None. Raises ValueError if the address is not
-    an http or https URL, has a path other than `/`, a query, a fragment or a user name, or has a host with characters
+    an http or https URL, has a query, a fragment, a user name or a path other than `/`, or has a host with characters
     that a URL cannot have."""
     if value is None:
         return None

@@ -262,7 +262,7 @@ class UpstreamAuthorizer:
             and not isinstance(offer.failure, UpstreamTimeout)
         ):
             # The endpoint requires the token that could not be obtained for the first offer. The error was not a
-            # timeout, so a second try would fail in the same way.
+            # timeout, so a second try would most likely fail, too.
             raise offer.failure
         authorization, is_fresh = await self._authorization_for(endpoint, key, requirement, login, refused=token)
         if authorization == offer.authorization:

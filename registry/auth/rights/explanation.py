@@ -49,8 +49,8 @@ class RightsExplanation:
     - `is_enabled`: False for a disabled account, which may do nothing; otherwise True.
     - `is_admin`: whether the account is an admin, who may do everything without a grant.
     - `is_registry_open`: whether the registry has no accounts yet. If so, grants have no effect: every client may pull,
-      push and delete. But no client may do anything on the repositories of an upstream that needs grants with its own
-      name (the setting `require_grant`).
+      push and delete. But no client may do anything on the repositories of an upstream that needs a grant of its own
+      (the setting `require_grant`).
     - `repositories`: the rights on the repository. If the name can mean a hosted and a mirrored repository, the rights
       on both, the hosted repository first.
     """
