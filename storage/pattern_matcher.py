@@ -123,8 +123,9 @@ class _Automaton:
             start_digits[size - 1 - start] = ord("1")  # bit 0 is the last digit
         self._start = int(bytes(start_digits), 2)
         self._accepting_later: dict[str, int] = {}
-        """Maps a character to the positions that accept at least one later character, in byte order. For example, the
-        positions for "x" are those that accept "y" or "z". One bit per position. Empty until the first use."""
+        """Maps each character that names may contain to the positions that accept at least one later character, in
+        byte order. For example, the positions for "x" are those that accept "y" or "z". One bit per position. Empty
+        until the first use."""
 
     def matches(self, name: str, prefix_length: int) -> bool:
         """Returns whether `name`, without its first `prefix_length` characters, matches one of the rests."""

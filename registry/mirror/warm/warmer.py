@@ -252,7 +252,7 @@ class Warmer:
         try:
             offset, end_offset = reader.span
             while offset < end_offset:
-                # Waits for the byte at `offset`. Returns the offset up to which the bytes are stored now.
+                # Waits for the byte at `offset`. Returns the offset up to which the bytes can be read now.
                 offset = await reader.readable_until(offset)
                 self._observer.on_bytes(digest, offset)
         finally:

@@ -35,8 +35,9 @@ NAME_COST = 10
 """Cost of reading a name, without matching its characters."""
 SKIP_COST_FACTOR = 2
 """If the reader has read a name that is not in the set, it calls `NameSet.seek`, which returns a text. The reader reads
-on at the first name that is equal to this text or sorts after it, and misses no name of the set. The call costs this
-many times as much as matching the characters of the name that was read."""
+on at the first name that is equal to this text or sorts after it, and misses no name of the set. If `NameSet.seek`
+returns None, no name of the set is left. The call costs this many times as much as matching the characters of the name
+that was read."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
 """Smallest and largest number of names that one statement reads.
 
