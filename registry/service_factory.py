@@ -133,7 +133,7 @@ class ServiceFactory:
         ]
         self._upstream_by_host = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
         self._other_hosts = [*self._upstream_by_host, *settings.host_names]
-        """The host names of this server in the settings `host_names` and `upstream.hosts` (no hosts of upstreams)."""
+        """The names of this server, except the host of `public_url`: the settings `host_names` and `upstream.hosts`."""
 
     def without_accounts(self, registry: Registry) -> Service:
         """Returns a service that cannot have accounts. Every client may do everything with `registry`, with one

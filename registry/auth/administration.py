@@ -78,8 +78,8 @@ class NewAccount:
 class Administration:
     """The administrative operations.
 
-    - `accounts`: the store of the accounts. Its methods with the argument `keep_admin` raise LastAdmin if `keep_admin`
-      is true and the change would leave no enabled admin.
+    - `accounts`: the store of the accounts. With `keep_admin=True`, its methods raise LastAdmin instead of removing or
+      disabling the only enabled admin, or making this admin an ordinary account.
     - `hash_password`: returns the hash of a password. Raises TooManyRequests if too many calls wait for hashing.
     - `clock`: returns seconds since 1970.
     - `random`: `random(n)` returns n random bytes.
