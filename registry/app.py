@@ -118,8 +118,8 @@ class Entrepot(FastAPI):
         self.on_idle: Callable[[], None] | None = None
         """A function to call when the number of requests in progress falls to zero; None: no function is called."""
         self.closes_telemetry = False
-        """Whether the application closes `telemetry` at its end. Must be False if another application uses
-        `telemetry`."""
+        """True if the application closes `telemetry` when the application ends. Set this to False if another
+        application uses the same `telemetry`."""
         self.server_run = server_run or new_server_run(factory.clock)
         self._service = service
         self._read_counts: Callable[[], ServerCounts] = ServerCounts  # all zero until the server passes a function

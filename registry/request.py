@@ -79,8 +79,10 @@ UNRESTRICTED: Final = _WithoutAccount(is_admitted=True)
 
 
 class AnnouncedBlob(NamedTuple):
-    """What a request states about the blob that it sends, in whole or in part. `size`: number of bytes of the request's
-    body; None: unknown. `digest`: the digest of the whole blob; None: unknown."""
+    """The size and the digest that a request states for a blob. The request sends the whole blob, or a part of it.
+
+    - `size`: number of bytes of the request's body; None: the request does not state it.
+    - `digest`: the digest of the whole blob; None: the request does not state it."""
 
     size: int | None
     digest: Digest | None

@@ -80,7 +80,10 @@ class ManifestSummary:
 
 @dataclass(frozen=True, slots=True)
 class ConfigSummary:
-    """What a list shows of an image config. `created`: the creation time in RFC 3339; empty if none is stated."""
+    """The fields of an image config that lists show. Both are empty if the blob is not the config of an image.
+
+    - `platform`: such as `linux/amd64`.
+    - `created`: the creation time in RFC 3339; empty if the config does not state it."""
 
     platform: str = ""
     created: str = ""

@@ -259,9 +259,11 @@ class Upstream(SettingsGroup):
 
     @property
     def needs_upstream_grant(self) -> bool:
-        """Whether a pull from this upstream needs a grant whose pattern begins with the upstream's name. A grant for
-        `**` (all names) is then not enough. The value is `require_grant`. If `require_grant` is None, the value is
-        whether the upstream has a login."""
+        """True if a pull from this upstream needs a grant whose pattern begins with the upstream's name. A grant for
+        `**` (all names) is then not enough.
+
+        - If `require_grant` is set, returns `require_grant`.
+        - If `require_grant` is None, returns True if the settings have a login for the upstream."""
         return self._has_login if self.require_grant is None else self.require_grant
 
     @property

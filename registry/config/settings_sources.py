@@ -82,9 +82,9 @@ class LoadedSettings:
 
     settings: Settings
     origins: Mapping[str, str]
-    """What sets each setting, by the dotted name of the setting, such as `gc.grace`. The origin is a flag, a variable,
-    the path of the file, or `default`. If `upstream` is not set, the setting `mirror` determines its value, and
-    `upstream` has the origin of `mirror`."""
+    """The origin of each setting: the flag, the variable or the path of the file that sets it, or `default`. The keys
+    are the dotted names of the settings, such as `gc.grace`. If `upstream` is not set, the setting `mirror` determines
+    its value, and `upstream` has the origin of `mirror`."""
     warnings: tuple[str, ...]
     """Each warning is one line of text."""
 

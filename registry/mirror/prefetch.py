@@ -237,7 +237,8 @@ class PrefetchQueue:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a blob is queued, or a fill started by the queue runs for a blob that no client has requested."""
+        """True while a blob is queued, or while a fill that the queue has started downloads a blob that no client has
+        requested."""
         return bool(self._runners)
 
     async def aclose(self) -> None:

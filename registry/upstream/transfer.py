@@ -75,7 +75,7 @@ class BlobTransfer:
         self.has_started = False
         """Whether a thread has started the transfer."""
         self.sink_called = False
-        """Whether the sink was called, and so may have received bytes."""
+        """True after the first call of the sink. The sink may have received bytes then."""
         self.received_bytes = 0
         """Number of bytes that were passed to the sink."""
         self.is_in_sink = False
@@ -202,8 +202,8 @@ class SocketBody:
             raise TypeError("urllib3's response has an unexpected structure")
         self._raw = raw
         self.is_chunked = bool(raw.chunked)
-        """Whether the body is chunked. A chunked body ends with a chunk of length zero (RFC 9112, 7.1), so the end of
-        the connection is not mistaken for the end of the body."""
+        """True if the response has a chunked body. A complete chunked body ends with a chunk of length zero (RFC 9112,
+        7.1). If the connection ends before this chunk, the body is incomplete."""
         self._socket: socket.socket | None = response.connection.sock
         self._poll = select.poll()
         if self._socket is not None:

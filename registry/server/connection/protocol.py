@@ -139,7 +139,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request is being answered."""
+        """True while the connection answers a request."""
         return self._active is not None
 
     def end_after_response(self) -> None:

@@ -46,8 +46,8 @@ class IncomingBodies:
 
     @property
     def requires_small_buffers(self) -> bool:
-        """Whether new buffers must have `MIN_BUFFER_BYTES`: the worker receives more than
-        `MAX_BODIES_WITH_LARGE_BUFFERS` bodies."""
+        """True while the worker receives more than `MAX_BODIES_WITH_LARGE_BUFFERS` bodies. New buffers must then have
+        the size `MIN_BUFFER_BYTES`."""
         return self.count > MAX_BODIES_WITH_LARGE_BUFFERS
 
 

@@ -29,7 +29,7 @@ class RequestHandler(Protocol):
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request is being answered. If so, the reader holds the bytes of the next requests."""
+        """True while the connection answers a request. The reader then holds the bytes of the next requests."""
         ...
 
     def end_after_response(self) -> None:

@@ -32,7 +32,8 @@ WaitReason = Literal["send", "linger", "body", "half_closed", "application", "dr
 
 
 class Wait(NamedTuple):
-    """What a connection is waiting for at the time of a check."""
+    """States why a connection waits, and for how long it may wait without progress. Each check of timeouts reads the
+    current value."""
 
     reason: WaitReason
     progress: tuple[int, int]

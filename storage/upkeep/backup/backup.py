@@ -74,7 +74,7 @@ class BackupOptions:
 
 @dataclass(slots=True)
 class _BlobOutcomes:
-    """What a backup did with the blobs. Each blob is in one of four groups:
+    """Counts the blobs of a backup by outcome. Each blob is in one of four groups:
 
     - `present`: number of blobs that the directory had already. A file that failed its check does not count.
     - `damaged`: the blobs that the directory did not have, and that the registry had recorded as damaged.
