@@ -21,7 +21,12 @@ _CHUNK_BYTES: Final = 64 * 1024
 def read_small_text(path: Path) -> str:
     """Returns the text of a file in UTF-8, with `\\n` for all kinds of line breaks. Raises UnicodeDecodeError, and the
     errors of `read_small_file`."""
-    return io.StringIO(read_small_file(path).decode("utf-8"), newline=None).read()
+    return decode_text(read_small_file(path))
+
+
+def decode_text(content: bytes) -> str:
+    """Returns a text in UTF-8, with `\\n` for all kinds of line breaks. Raises UnicodeDecodeError."""
+    return io.StringIO(content.decode("utf-8"), newline=None).read()
 
 
 def read_small_file(path: Path, pipe_seconds: float = PIPE_SECONDS) -> bytes:

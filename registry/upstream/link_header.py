@@ -35,7 +35,7 @@ def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
             continue
         next_url = _resolve_on_origin(url, link[1].strip())
         if next_url is None:
-            raise UpstreamUnavailable(f"{loggable_origin(url)} answers with a Link whose path does not begin with /")
+            raise UpstreamUnavailable(f"{loggable_origin(url)} answers with an invalid Link to the next page")
         return next_url
     return None
 

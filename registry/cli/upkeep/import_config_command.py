@@ -12,7 +12,7 @@ import typer
 
 from registry.cli.options import fail, one_line_errors
 from registry.cli.output import print_text
-from registry.small_files import MAX_FILE_BYTES, read_small_text
+from registry.small_files import MAX_FILE_BYTES, decode_text, read_small_text
 
 HELP = """Translate the config.yml of a registry:2 or registry:3 (CNCF Distribution) into a settings file in TOML.
 
@@ -42,11 +42,14 @@ def import_config(
 def _read_config(file: str) -> str:
     """Returns the text of a file, or of stdin if `file` is `-`. Ends the command if the text cannot be read."""
     try:
-        text = sys.stdin.read(MAX_FILE_BYTES + 1) if file == "-" else read_small_text(Path(file))
+        if file != "-":
+            return read_small_text(Path(file))
+        # Reads at most one byte more than the limit, because a device can return bytes without end.
+        content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            fail(f"{file} cannot be read: larger than {MAX_FILE_BYTES} bytes")
+        return decode_text(content)
     except OSError as error:
         fail(f"{file} cannot be read: {error.strerror}")
     except UnicodeDecodeError:
         fail(f"{file} is not text in UTF-8")
-    if len(text) > MAX_FILE_BYTES:
-        fail(f"{file} cannot be read: larger than {MAX_FILE_BYTES} bytes")
-    return text

@@ -105,8 +105,8 @@ class RepositoryChoice:
       *usable* until the upstream refuses to send the blob for it.
     - If requests to any other repository fail, the repository that has sent bytes is asked again if it is usable;
       otherwise, another usable repository is asked.
-    - If no usable repository is left to change to, the repository that has sent bytes is asked again, even if it is
-      not usable."""
+    - If only one repository is usable, it is asked again after each failure.
+    - If no repository is usable, the repository that has sent bytes is asked again."""
 
     def __init__(self, first: RepositoryName, list_repos: Callable[[], Sequence[RepositoryName]]) -> None:
         """`first`: the repository of the first request. `list_repos`: returns the repositories that may be asked, in
@@ -155,12 +155,13 @@ class RepositoryChoice:
         - If `_sender` is a candidate, chooses `_sender`.
         - If there are only other candidates, chooses the first candidate after `_last_substitute` in alphabetical
           order. If there is none after it, chooses the first candidate.
-        - If there are no candidates, chooses `_sender`."""
+        - If there are no candidates, keeps the present `next_repo` if it is usable; otherwise, chooses `_sender`."""
         self._failures_in_row = 0
-        others = [repo for repo in self._usable_repos() if repo != self.next_repo]
-        if self._sender in others or not others:
+        usable = self._usable_repos()
+        others = [repo for repo in usable if repo != self.next_repo]
+        if self._sender in others or not usable:
             self.next_repo = self._sender
-        else:
+        elif others:
             self.next_repo = next((repo for repo in others if repo > self._last_substitute), others[0])
             self._last_substitute = self.next_repo
 

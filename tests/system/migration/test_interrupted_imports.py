@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from registry.small_files import MAX_FILE_BYTES
 from storage.composition import list_partials
 from tests.fakes.client_images import MIB
 from tests.fakes.clients.registry_client import RegistryClient
@@ -242,4 +243,6 @@ def test_settings_are_translated(tmp_path: Path) -> None:
         '"error"\n'
     )
     assert "is not YAML" in error_line(entrepot("import-config", "-", folder=tmp_path, stdin_text="{"), 1)
+    too_large = "# " + "\u00e4" * (MAX_FILE_BYTES // 2)  # fewer characters than bytes
+    assert "larger than" in error_line(entrepot("import-config", "-", folder=tmp_path, stdin_text=too_large), 1)
     assert "cannot be read" in error_line(entrepot("import-config", "none", folder=tmp_path), 1)

@@ -109,6 +109,17 @@ def test_repository_that_refuses_the_blob_is_not_asked_again() -> None:
     assert choice.next_repo == B
 
 
+def test_only_usable_repository_is_kept_when_the_sender_has_refused() -> None:
+    """Repository A has sent bytes and then refuses the blob. B is the only usable repository. It is asked after each
+    failure, and A is not asked again."""
+    choice = RepositoryChoice(A, lambda: [A, B])
+    choice.on_bytes(A)
+    choice.on_refusal(A)
+    for _ in range(4):
+        choice.on_failure(B, has_progress=False)
+        assert choice.next_repo == B
+
+
 def test_late_failure_of_a_repository_does_not_count_for_another() -> None:
     """Requests to repository A fail after B was chosen instead. They do not count as failures of B, which stays
     chosen."""
