@@ -80,7 +80,8 @@ class Destination(NamedTuple):
 
 class Router(RefusingRegistry):
     """Passes each call to the hosted registry or to a mirror, under the repository's stored name. The base class
-    `RefusingRegistry` makes a `Call` object of each call of a method of `Registry`, and passes it to `handle`.
+    `RefusingRegistry` makes a `Call` object of each call of a method of `Registry`, and passes it to `handle`. The
+    base class's own `handle` refuses every call. This class overrides `handle`.
 
     - `hosted`: the registry of pushed content.
     - `mirrors`: the mirror of each upstream, by the upstream's name.
@@ -258,8 +259,8 @@ class Router(RefusingRegistry):
         return await call.invoke_on(self.hosted)
 
     async def _mirrored_source(self, repo: RepositoryName) -> Destination | None:
-        """Before the first push to the name `repo`, the name means a repository of the default upstream. Returns this
-        mirrored repository, and the registry from which to read it:
+        """Returns the mirrored repository of the default upstream that clients read under the name `repo` until
+        something is pushed to `repo`. Also returns the registry from which to read this mirrored repository:
 
         - If nothing was ever pushed to `repo`, the registry is the mirror.
         - If something was pushed to `repo`, the registry is the hosted registry. The hosted registry reads the mirrored

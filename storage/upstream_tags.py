@@ -26,8 +26,8 @@ class TagNotFrozen(RegistryError):
 
 
 class TagFrozen(Denied):
-    """The error for a request that would delete a frozen tag, or content that a frozen tag needs. The record of a
-    frozen tag is `FrozenTag`."""
+    """The error for a request that would delete a frozen tag, or content that a frozen tag needs. (`FrozenTag` is not
+    an error: it is the record of a frozen tag.)"""
 
     default = "the tag is frozen"
 
@@ -51,8 +51,8 @@ class UpstreamTagMove(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FrozenTag:
-    """A tag that was frozen at `digest`. `at`: the time at which it was frozen. `actor`: the name of the account or
-    command that froze it."""
+    """The record of a tag that was frozen at `digest`. `at`: the time at which the tag was frozen. `actor`: the name of
+    the account or command that froze the tag. (`TagFrozen` is an error.)"""
 
     repository: RepositoryName
     tag: Tag

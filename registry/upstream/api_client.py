@@ -91,8 +91,9 @@ class ApiClient:
         - `read_body`: if False, a successful response is returned without its body.
         - `reach`: the addresses to which `url` may lead. None: every address, because `url` is from the settings.
         - `attempt`: gets reports on the responses of the endpoint, but not on those of the targets of redirects.
-        - `memory`: a body larger than SMALL_BODY_BYTES counts against the memory budget until the `with` block of this
-          scope ends. None: until this method returns.
+        - `memory`: a context manager that determines how long a body larger than SMALL_BODY_BYTES counts against the
+          memory budget. The body counts until the `with` block of `memory` ends. None: the body counts only until this
+          method returns.
 
         Raises UpstreamTimeout. Raises TooManyRequests if the memory budget has not enough free memory for the body.
         Raises UpstreamUnavailable if the connection fails, an address is outside `reach`, there are too many or bad
@@ -178,7 +179,8 @@ class ApiClient:
         length = parse_count(response.headers.get("content-length")) or 0
         try:
             if "content-length" not in response.headers and max_bytes > SMALL_BODY_BYTES:
-                length = _ASSUMED_BODY_BYTES  # the client may hold this much before the loop below counts it
+                # Counted in advance, because the loop below counts a piece of the body only when it is in memory.
+                length = _ASSUMED_BODY_BYTES
             if SMALL_BODY_BYTES < length <= max_bytes:
                 await share.grow(2 * length)  # twice the body, because the caller needs as much again to parse it
             async for piece in response.aiter_raw():

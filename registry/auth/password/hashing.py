@@ -226,11 +226,12 @@ RESERVED_PLACES: Final = 8
 sites with few calls (`MAX_RESERVED_PLACES_PER_SITE`), so that one site cannot keep all other sites from logging in.
 
 A *site* is a network whose addresses may all belong to one customer of an internet provider
-(`registry.client_addresses.site_of`). One site may take all places that are not reserved, because all clients may
-belong to one site, such as a private network, or a proxy that `trusted_proxies` does not list."""
+(`registry.client_addresses.site_of`). One site can take all places that are not reserved. A limit on these places would
+refuse logins where all clients belong to one site: if all clients are in one private network, or if they come through a
+proxy that `trusted_proxies` does not list."""
 MAX_RESERVED_PLACES_PER_SITE: Final = 2
-"""A new call of a site gets a reserved place only if the site has fewer pending calls (`HashingPool`) than this. Calls
-in all places count, not only those in reserved places."""
+"""A new call of a site gets a reserved place only if fewer than this number of the site's calls are pending
+(`HashingPool`). All pending calls of the site count, whether they are in reserved places or not."""
 RETRY_AFTER_SECONDS: Final = 2
 """The time after which a client should try again if its login was refused because too many calls were waiting."""
 NICENESS: Final = 10

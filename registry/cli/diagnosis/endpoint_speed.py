@@ -37,7 +37,7 @@ DEFAULT_IMAGES: Final = {
     "gcr.io": "distroless/static:latest",
     "ghcr.io": "distroless/static:latest",
 }
-"""For each of some upstreams, a small public image that is fetched to measure the speed."""
+"""Small public images that are fetched to measure the speed: one image for each of these upstreams."""
 _SIMILAR_FRACTION: Final = 0.9
 """The first endpoint in the settings stays the first if it has at least this fraction of the best endpoint's speed."""
 

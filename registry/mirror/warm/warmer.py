@@ -252,7 +252,8 @@ class Warmer:
         try:
             offset, end_offset = reader.span
             while offset < end_offset:
-                # Waits for the byte at `offset`. Returns the offset up to which the bytes can be read now.
+                # `readable_until` waits until the byte at `offset` can be read. Then it returns a later offset. All
+                # bytes before the later offset can be read now.
                 offset = await reader.readable_until(offset)
                 self._observer.on_bytes(digest, offset)
         finally:

@@ -43,9 +43,11 @@ def bind(listen: str) -> socket.socket:
     Examples: `127.0.0.1:5000`; `[::1]:5000`; `:5000` for all IPv4 addresses. With port 0 the system chooses a free
     port.
 
-    Call this function before the workers are forked, so that a port in use is an error before any worker starts. Also
-    calls listen(2): on Linux, bind(2) allows several sockets with SO_REUSEADDR on one port, and only listen(2) fails.
-    Clients that connect before the workers are ready wait in the kernel's queue.
+    Call this function before the workers are forked, so that a port in use is an error before any worker starts. The
+    function calls bind(2) and listen(2), because bind(2) alone does not find every port in use. On Linux, several
+    sockets with SO_REUSEADDR can be bound to the same port while none of them listens. After one of them has called
+    listen(2), listen(2) fails for the others. Clients that connect before the workers are ready wait in the kernel's
+    queue.
     """
     host, port = _split(listen)
     family, address = _look_up(host, port, listen)

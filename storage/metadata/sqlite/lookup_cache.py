@@ -38,8 +38,8 @@ def bytes_of_page(page: Page[Tag] | Page[RepositoryName], name_set_bytes: int = 
 
     A lookup of repositories has an argument that limits the result to a set of names. The cache keeps the arguments in
     the key. The cache itself counts only the texts in the arguments, so this function adds the set.
-    `name_set_bytes`: the bytes of memory that the set takes; 0 if there is no set. It may be 0 if the set has every
-    name."""
+    `name_set_bytes`: the bytes of memory that the set takes; 0 if there is no set. For a set that has every name, the
+    caller may pass 0, because such a set usually has only the pattern `**` and so takes little memory."""
     return _SMALL_VALUE_BYTES + name_set_bytes + sum(64 + len(name) for name in page.items)
 
 

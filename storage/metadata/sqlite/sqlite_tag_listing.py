@@ -92,7 +92,8 @@ WITH named AS (
 SELECT (SELECT count(*) FROM named), (SELECT coalesce(sum(size), 0) FROM stored)"""
 """Reads at most ?2 references to blobs. ?1: the row ids of the manifests that have the references (a JSON array).
 Returns the number of references that were read, and the total size of the stored blobs. Several references to the same
-blob count its size once."""
+blob count its size once. The column `place` is the key of a blob's bytes in the blob store. If the bytes were found
+damaged or missing, `place` is empty, and the blob does not count as stored."""
 _NEXT_TYPE: Final = """
 SELECT min(artifact_type) FROM manifest WHERE repository = ?1 AND subject = ?2 AND artifact_type > ?3"""
 _MAX_BUNDLE_ANNOTATION_BYTES: Final = 8 * 1024

@@ -36,6 +36,9 @@ UPDATE deleted_manifest SET deleted = ?1
 _CORRECT_LINK: Final = """
 UPDATE blob_link SET needed = ?3
  WHERE repository = ?1 AND blob = (SELECT id FROM blob WHERE digest = ?2) AND needed > ?4"""
+"""Replaces the time in the column `needed` of a link by the time ?3, if `needed` is later than ?4. `needed` is the time
+at which a client last added the blob to the repository or asked for the blob. ?1: the row id of the repository. ?2: the
+digest of the blob."""
 
 
 def has_future_times(db: apsw.Connection, now: float) -> bool:
