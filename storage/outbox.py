@@ -257,8 +257,8 @@ class Outbox(Protocol):
         - The list has not lost an event with this number or a higher number.
         - From the event with this number on, the list has been enabled (a reader) without a break.
 
-        If the list is complete only for future events, returns the number that the next event gets. Even a complete
-        list has gaps in its numbers, because not every event enters the list."""
+        If the list is disabled, or complete only for future events, returns the number that the next event gets. Even a
+        complete list has gaps in its numbers, because not every event enters the list."""
         ...
 
     async def after(

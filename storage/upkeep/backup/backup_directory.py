@@ -218,6 +218,8 @@ class BackupDirectory:
         try:
             fd = self._system.open(path, flags, 0o600)
         except FileNotFoundError:
+            if not shared:
+                raise
             yield  # the directory may be a copy without the lock file; the next backup creates the file
             return
         try:

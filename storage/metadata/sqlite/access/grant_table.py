@@ -162,10 +162,9 @@ def _check_limits(db: apsw.Connection, grant: Grant) -> None:
         )
     added_characters = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
     if added_characters and tail_characters + added_characters > MAX_TAIL_CHARACTERS_PER_SUBJECT:
-        # "Patterns with a star before their end": the patterns that have a tail.
         raise AccountInvalid(
-            f"the total length of the patterns with a star before their end would be too large for {subject}; "
-            "grant on patterns like team/**, or to groups"
+            f"the patterns of {subject} that are not like team/app or team/** would be too long in total; grant on "
+            "patterns like team/**, or to groups"
         )
 
 

@@ -273,6 +273,8 @@ async def test_only_one_backup_at_a_time(store: StoredRegistry, tmp_path: Path) 
         return None
 
     await run_in_command(store.jobs, store.leases, "backup", {}, work, actor="cli:alice")
+    with pytest.raises(FileNotFoundError), BackupDirectory(tmp_path / "backups", System()).locked("a writer"):
+        pass  # a writer does not work without the lock
     await backup(store, tmp_path / "backups")
     with BackupDirectory(tmp_path / "backups", System()).locked("the backup of alice"):
         with pytest.raises(BackupFailed, match="the backup of alice is using"):
