@@ -124,8 +124,11 @@ class Jobs(Protocol):
 
     async def jobs(self, before: int | None, limit: int, kind: str | None = None) -> Page[Job]:
         """Returns a page of at most `limit` jobs, newest first. If `before` is not None, the page has only jobs with
-        lower ids; if `kind` is not None, only jobs of this kind. Shortens the arguments and the result of a job
-        if their JSON text is long: leaves out the fields that are arrays, or all fields if the rest is still long.
+        lower ids; if `kind` is not None, only jobs of this kind.
+
+        If the JSON text of a job's arguments is long, leaves out the arguments that are arrays. If the text without
+        them is still long, leaves out all arguments. Does the same with the fields of the result.
+
         `job` returns all fields. The limits are in `storage.metadata.sqlite.upkeep.sqlite_jobs`."""
         ...
 

@@ -42,8 +42,9 @@ password."""
 class CredentialVerifier:
     """Verifies credentials, for one process and its event loop.
 
-    - `revocation_check`: checks whether the account, the API token, the signing key and the settings that an identity
-      depends on are still valid. Returns the identity with the current limits of the API token.
+    - `revocation_check`: checks whether an identity is still valid. An identity can depend on an account, an API token,
+      a signing key and settings. If one of them is not valid any more, the check raises Unauthorized. Otherwise, it
+      returns the identity with the current limits of the API token.
     - `login_audit`: records logins in the audit log.
     - `clock`: returns seconds since 1970.
     """
@@ -117,9 +118,9 @@ class CredentialVerifier:
         return await self.verify_basic(user, password, by)
 
     async def verify_api_token(self, text: str, by: Actor) -> Identity:
-        """Returns the identity that an API token proves, if the client sent the token without a user name. Accepts
-        refresh tokens as well: API tokens that `/token` issued to a client for later requests to `/token`. Raises
-        Unauthorized if the token is not valid."""
+        """Returns the identity that an API token proves, if the client sent the token without a user name. Also
+        accepts a *refresh token*, which is an API token that `/token` issued to a client for later requests to
+        `/token`. Raises Unauthorized if the token is not valid."""
         try:
             identity = self._api_token_identity(user=None, text=text)
         except Unauthorized as error:

@@ -57,7 +57,8 @@ class ManifestDetails:
 
     async def read(self, repo: RepositoryName, reference: Reference, platform: str | None) -> ManifestView:
         """Returns the details of a manifest. Raises NameUnknown. Raises ManifestUnknown if there is no such manifest,
-        or if the manifest is an index that does not list the image.
+        or if the manifest is an index or artifact and `platform` names an image that is not in the `platforms` of the
+        result.
 
         `platform`: if the manifest is an index, selects which of its images is shown. It is the name of the image's
         platform, such as `linux/arm64`, or the digest of the image. None selects the default of `choose_platform`."""
@@ -122,8 +123,10 @@ class ManifestDetails:
 
     async def _image_view(self, repo: RepositoryName, manifest: Manifest, platform: str = "") -> ImageView:
         """Returns the details of an image. `platform`: the platform that the index states; empty: the platform in the
-        config is used. Call `ContentReader.summarize` with `manifest` first, because it parses a large manifest in a
-        thread and this method would parse the manifest on the event loop."""
+        config is used.
+
+        Call `ContentReader.summarize` with `manifest` first. `summarize` parses a large manifest in a thread, and the
+        manifest keeps the result. Without this result, `_image_view` would parse the manifest on the event loop."""
         assert manifest.config is not None
         config = await self._reader.read_config(repo, manifest.config)
         layers = manifest.layers[:MAX_STEPS]
@@ -204,7 +207,7 @@ def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list
 
 
 def _more_steps(manifest: Manifest, config: ImageConfig | None, steps: Sequence[BuildStep]) -> int:
-    """Returns how many build steps of an image are missing from `steps`, as a lower bound. An image has at least as
-    many steps as its history has entries, and at least as many steps as layers."""
+    """Estimates how many build steps of an image are missing from `steps`. The true number may be larger, but is never
+    smaller: an image has at least as many steps as its history has entries, and at least as many steps as layers."""
     history_length = 0 if config is None else len(config.history) + config.omitted_history
     return max(history_length, len(manifest.layers), len(steps)) - len(steps)

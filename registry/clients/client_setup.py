@@ -24,7 +24,7 @@ from registry.config import Upstream
 from registry.config.mirror_settings import DOCKER_HUB
 
 _CERTS_D = {"folder": "/etc/containerd/certs.d"}
-"""The directory with containerd's hosts.toml files. The value of the placeholder `{folder}` in hints."""
+"""A placeholder of hints with its value: `{folder}` stands for the directory with containerd's hosts.toml files."""
 DOCKER_HUB_SERVER = "https://registry-1.docker.io"
 """The registry server of Docker Hub. The host `docker.io` itself serves no registry."""
 
@@ -71,8 +71,9 @@ class MirroredHost:
     server: str
     """The URL from which the client would pull without this registry."""
     has_short_names: bool = True
-    """Whether this registry serves repository names without an upstream, such as `library/ubuntu`, from this upstream.
-    When docker asks its mirror for an image of Docker Hub, the request contains such a name."""
+    """Whether a client can leave out the upstream's name at the beginning of a repository name, as in `library/ubuntu`
+    instead of `docker.io/library/ubuntu`. When docker asks its mirror for an image of Docker Hub, the request contains
+    such a short name."""
 
 
 def mirrored_hosts(upstream: Upstream) -> list[MirroredHost]:

@@ -136,9 +136,11 @@ def check_ports(loaded: LoadedSettings) -> None:
     """Raises ConfigError if `listen` is set and has the same port as `metrics.listen`. The hosts do not matter, because
     the server recognizes the socket for the metrics only by its port.
 
-    `load_settings` does not check this, because commands that have no flag `--listen` call it too. If the server was
-    started with this flag, such a command does not know the server's port, and would compare a wrong one. At its start,
-    the server also compares the ports of its open sockets."""
+    `load_settings` does not check this, because it is also called by commands that have no flag `--listen`. If the
+    server was started with `--listen`, the flag takes precedence over the port in the file. A command without the flag
+    would compare the port in the file, which the server does not use.
+
+    At its start, the server also compares the ports of its open sockets."""
     metrics, listen = loaded.settings.metrics, loaded.settings.listen
     if not metrics.enabled or metrics.listen is None or loaded.origins["listen"] == "default":
         return
@@ -172,7 +174,7 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
     except SettingsError as error:
         # pydantic's message quotes the name of a group, or of a setting that is a list of tables.
         group = next((path[0] for path, _ in setting_fields() if f'"{path[0]}"' in str(error)), "")
-        per_setting = variable_name((group, "NAME"))
+        per_setting = variable_name((group, "NAME"))  # stands for the variables that set one setting each
         hint = f"set {per_setting} instead, where NAME is the name of a setting in {group}"
         hint = _TABLE_LIST_HINTS.get(group, hint)
         raise ConfigError(f"{variable_name((group,))}: not JSON; {hint}") from None

@@ -40,7 +40,8 @@ async def follow(
             yield page.events
             yielded_at = time()
         if not page.is_last:
-            await asyncio.sleep(0)  # lets other tasks run, because `outbox.after` does not always wait
+            # `outbox.after` may return without letting other tasks run. This call lets them run.
+            await asyncio.sleep(0)
             continue
         # This pause limits the rate of reads. The loop below cannot limit it: if the store has changed since
         # `version_before_read`, the loop ends at once.

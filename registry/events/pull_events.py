@@ -29,8 +29,9 @@ MAX_PULLS: Final = 10_000
 log = logging.getLogger("registry.events")
 
 Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
-"""Finds a repository by the name that clients use. The second element of the result is the name under which the
-repository is stored. Raises NameUnknown, NameInvalid."""
+"""Finds a repository by the name that clients use. Returns three values: the registry that answers reads of the
+repository, the name under which the repository is stored, and the name of its upstream (None: no upstream). This module
+uses only the second value. Raises NameUnknown, NameInvalid."""
 
 
 def wants_pulls(settings: Settings) -> bool:

@@ -71,7 +71,7 @@ class BlobEntitlement:
         At a public upstream, the first case that applies decides where the size comes from:
 
         - No manifest names the blob: asks the upstream.
-        - `check` or `ask_size` has asked the upstream a short time ago, and remembered the answer: takes this size.
+        - An earlier call of `check` or `ask_size` has remembered a size a short time ago: takes this size.
         - All manifests state the same size: takes this size.
         - The manifests state different sizes: asks the upstream, and remembers the answer for a short time. If the
           upstream refuses, does not answer or states no size, takes the size in the newest manifest.
@@ -101,7 +101,8 @@ class BlobEntitlement:
                 try:
                     return await self._sizes.ask_and_remember(repo, digest, deadline), manifests
                 except (Denied, TooManyRequests, UpstreamUnavailable):
-                    # If the blob is stored already, a wrong size does no harm: `mount` ignores it at a public upstream.
+                    # This size may be wrong. If the blob is stored, it is served nevertheless: at a public upstream,
+                    # `mount` does not use the size. If the blob is downloaded, the download detects a wrong size.
                     return stated_sizes[0], manifests
         try:
             return await self._sizes.ask(repo, digest, deadline), manifests
@@ -124,8 +125,9 @@ class BlobEntitlement:
         - Another repository that has the blob, if the store cannot be changed: the disk is too full, or the data
           directory was replaced.
         - None, if no repository of this upstream has the blob in the store.
-        - None, if the upstream is private and the stored blob does not have this size. `check` may then have got the
-          size of a login page, which an upstream can send with status 200.
+        - None, if the upstream is private and `size` is not the size of the stored blob. Such a `size` does not prove
+          that the upstream has the blob for `repo`: an upstream can send a login page with status 200, and `check` then
+          returns the size of this page.
 
         Does not use blobs of other upstreams, or blobs that clients have pushed: a manifest at one upstream must not
         give access to them."""

@@ -93,8 +93,8 @@ class Tracing:
         change.add_done_callback(lambda _: span.end())
 
     def close(self) -> None:
-        """Sends the spans that have ended to the collector. Call it in a thread: if the collector does not answer, it
-        blocks for some seconds."""
+        """Sends the collector all spans that have ended and are not sent yet. Call this method in a thread: if the
+        collector does not answer, the method blocks for some seconds."""
         self._provider.shutdown()
 
     def _start_span(self, scope: Scope) -> Any:

@@ -83,8 +83,9 @@ def serve(
         code, failure = Supervisor(options, workers, change_options, on_ready).run()
     else:
         if (limit := listener_options.per_address_limit) is not None:
-            # Each worker counts its connections in its own table of counters, its *column* (`SharedCounters`). With
-            # several workers, the supervisor claims the columns. Without one, this process claims its own column.
+            # `SharedCounters` is a table of counters. Each worker counts its connections in its own column of this
+            # table. With several workers, the supervisor claims their columns. Here there is no supervisor, so this
+            # process claims its own column.
             limit.set_own_column(limit.claim_column())
         reloads = SingleProcessReloads(change_options, on_ready or (lambda: None))
         worker = Worker(options, reloads.announce_ready, on_start=reloads.start)

@@ -155,7 +155,8 @@ class TarSource:
         self._members: dict[str, tarfile.TarInfo] = {}
         with _convert_read_errors(self.label):
             for member in archive.members():
-                member.name = posixpath.normpath(member.name)  # the key is the same string, which saves memory
+                # The member and the key of `_members` share one string object, which saves memory.
+                member.name = posixpath.normpath(member.name)
                 self._members[member.name] = member
 
     def size(self, name: str) -> int | None:

@@ -36,10 +36,12 @@ class Rule:
 class TableCheck:
     """The rules for the rows of a table.
 
-    - `area`: the name of the check, the field `area` of each problem.
+    - `area`: the name of the check. The field `area` of each problem contains it.
     - `key`: the columns of the table's key.
-    - `repository`: an SQL expression for the name of the row's repository, the field `repository` of a problem.
-    - `item`: an SQL expression for the row's tag, digest or other name, the field `item` of a problem.
+    - `repository`: an SQL expression for the name of the row's repository. The field `repository` of a problem contains
+      its value.
+    - `item`: an SQL expression for the row's tag, digest or other name. The field `item` of a problem contains its
+      value.
 
     The value of `repository` is empty or NULL if the row has no repository. The value of `item` is empty or NULL if the
     row has no tag, digest or other name."""
@@ -170,6 +172,7 @@ TABLE_CHECKS: Final = (
         "''",
         "t.digest",
         (
+            # In the queue, the entry of a blob without a link has `WHOLE_STORE` in place of a repository's row id.
             Rule(
                 ProblemCode.BLOB_NOT_QUEUED,
                 "NOT EXISTS (SELECT 1 FROM blob_link l WHERE l.blob = t.id) "
@@ -186,4 +189,5 @@ TABLE_CHECKS: Final = (
     ),
 )
 """The checks, in the order in which their problems should be repaired. The order matters, because a repair can cause a
-problem that a later check finds: a link or a blob that is missing from the collect queue (`collect_queue`)."""
+new problem: a link or a blob is then missing from the collect queue (`collect_queue`). In this order, a later check
+finds the new problem."""
