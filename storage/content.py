@@ -228,8 +228,9 @@ class PartialSummary:
 
 @dataclass(frozen=True, slots=True)
 class CorruptionRecord:
-    """Downloads of one blob in which one endpoint (server) of an upstream sent *corrupt* bytes: bytes that do not have
-    the blob's digest. `count`: number of these downloads. `at`: time of the latest of them, in seconds since 1970."""
+    """How often one endpoint (server) of an upstream sent *corrupt* bytes for one blob: bytes that do not have the
+    blob's digest. `count`: number of downloads of the blob with corrupt bytes from the endpoint. `at`: time of the
+    latest of these downloads, in seconds since 1970."""
 
     count: int
     at: float

@@ -29,6 +29,6 @@ def repair_write_time(path: str | os.PathLike[str], status: os.stat_result) -> f
     now = time.time()
     if not is_future(status.st_mtime, now):
         return status.st_mtime
-    with suppress(OSError):  # the file was deleted meanwhile, or may not be changed
+    with suppress(OSError):  # the file was deleted meanwhile, or this process lacks the permission to change it
         os.utime(path, (now, now))
     return now

@@ -98,7 +98,8 @@ _ROUTE_MODULES: Final = (
     status_routes,
     search_routes,
 )
-"""The modules with the routes below `/api/v1`."""
+"""The modules with the routes below `/api/v1`. `collection_routes` has the routes that start a garbage collection or a
+check of the store."""
 
 
 def management_routes() -> list[BaseRoute]:

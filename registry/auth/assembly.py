@@ -99,8 +99,8 @@ async def open_auth_components(
     auth, oidc = settings.auth, settings.oidc
     htpasswd = HtpasswdFile(auth.htpasswd) if auth.htpasswd else None
     issuers = Issuers(settings.issuer, accounts, clock, monotonic)
-    # A stamp is a hash of the settings of an issuer or of the provider. A login keeps the stamp of the settings that it
-    # depends on. The check refuses a login whose stamp is not in this list.
+    # A stamp is a hash of the settings of an issuer or of the provider. A login that depends on such settings keeps
+    # their stamp. `RevocationCheck` refuses the login if its stamp is not in this list.
     stamps = [*issuers.issuers_by_stamp, *([provider_stamp(oidc)] if oidc.issuer else [])]
     keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
     revocation_check = RevocationCheck(accounts, htpasswd, stamps, keys)

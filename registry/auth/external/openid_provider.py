@@ -57,8 +57,9 @@ class OpenIDProvider:
         )
         self._metadata = FetchedDocument(self._fetch_metadata, times, monotonic)
         self._key_sets: dict[str, FetchedKeySet] = {}
-        """The key set, by its URL. The dict has one entry, or none before the first successful call of `get_key_set`.
-        When the URL in the metadata changes, the next call replaces the old key set by the key set at the new URL."""
+        """Maps the URL of the provider's key set to the key set. The provider has only one key set, so this dict has at
+        most one entry. Before the first successful call of `get_key_set`, it is empty. When the URL in the metadata
+        changes, the next call replaces the old key set by the key set at the new URL."""
 
     async def get_metadata(self) -> ProviderMetadata:
         """Returns the provider's metadata. First fetches the metadata if both conditions are true:

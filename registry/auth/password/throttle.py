@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 
 DAY_SECONDS: Final = 86400.0
 MAX_CONCURRENT_FAILURES: Final = 300
-"""Largest number of failures that a limit counts after the burst is used up. Attempts that run at the same time can all
-begin before the burst is used up, and all fail later. By default, at most 296 attempts run at the same time, in at most
-four workers (`registry.auth.password.hashing`)."""
+"""Largest number of failures that a limit counts after the burst is used up. Such failures occur because attempts that
+run at the same time can all begin before the burst is used up, and all fail later. By default, at most 296 attempts run
+at the same time, in at most four workers (`registry.auth.password.hashing`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class FailureRate:
         The store keeps a time for each *throttling key*, a text that stands for an account, an address or both. A
         failure moves the time of its keys `cost_seconds` further into the future.
 
-        - `until`: the time of a key, in seconds since 1970. If the machine's clock was ahead when the time was stored,
-          `until` can be further in the future than failures can move it. The result is then 0.0.
+        - `until`: the time of a key, in seconds since 1970. The result is 0.0 if `until` is later than
+          `FailureCost.latest_plausible_time`: the machine's clock was then ahead when the time was stored.
         - `now`: the present time, in seconds since 1970."""
         if until > self.failure_cost.latest_plausible_time(now):
             return 0.0
@@ -78,8 +78,9 @@ BY_ACCOUNT: Final = FailureRate(cost_seconds=60.0, burst=50)
 """Allows 1440 guesses a day at one account in the long run, from all addresses together."""
 FAMILIAR_SECONDS: Final = LONGEST_THROTTLING_SECONDS
 """How long an address stays familiar to an account after a login. It can be up to a day less, because a login is stored
-at most once a day. The end of this period is stored like the times that throttle logins, although it throttles nothing
-(`_familiar_key`). Times that are stored in this way can be at most `LONGEST_THROTTLING_SECONDS` in the future."""
+at most once a day. The store keeps a time for each throttling key. The end of this period is stored as the time of the
+key `_familiar_key`, which throttles nothing. The time of a key can be at most `LONGEST_THROTTLING_SECONDS` in the
+future."""
 
 
 class LoginThrottle:

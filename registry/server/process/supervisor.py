@@ -2,8 +2,9 @@
 limited time.
 
 - A *reload*, requested by SIGHUP, gives all workers the changed configuration.
-- A *restart* of the server, requested by SIGUSR2, has two steps. First a new version of the program takes over, if
-  there is a `Successor`. Then the *renewal* replaces all workers by new processes, one after the other.
+- A *restart* of the server, requested by SIGUSR2, has two steps. First a new version of the program takes over: the
+  supervisor's process executes this version (`LiveChangeOptions.successor`). If no successor is given, this step is
+  left out. Then the *renewal* replaces all workers by new processes, one after the other.
 - The *restart of a worker* starts a new process in the place of one worker that has died.
 
 A worker's *index* is a number from 0. A new process gets the index of the worker whose place it takes.
@@ -310,8 +311,8 @@ class Supervisor:
         self._selector.unregister(sock)
 
     def _unregistered_files(self) -> list[int | socket.socket]:
-        """Returns the files that only the supervisor uses but that are not registered with its selector. A forked
-        worker closes its copies of these files."""
+        """A forked worker closes its copies of the files that only the supervisor uses. Most of these files are
+        registered with the selector, where the worker finds them. Returns the files that are not registered there."""
         return [self._signal_writer, *([] if self._control is None else self._control.waiting_connections)]
 
     def _control_action(self, request_change: Callable[[Reply], None]) -> Action:
@@ -354,7 +355,7 @@ class Supervisor:
                 control=None if control is None else control.listener.fileno(),
                 waiting=[] if control is None else [sock.fileno() for sock in control.waiting_connections],
                 workers=[describe_worker(worker) for worker in self._pool.workers.values()],
-                facts=successor.facts,  # about this version; the new version checks them
+                facts=successor.facts,  # about this version, such as its data directory; the new version checks them
                 counts=self._change_options.counts_memory,  # the shared memory with the application's counters
             ),
             self._must_stop,
@@ -376,6 +377,7 @@ class Supervisor:
         for worker in handover.adopted_workers():
             self._pool.adopt(worker)
         serving = self._pool.serving
+        # The renewal replaces `kept_workers`, and keeps their indexes. It ends `surplus_workers` without replacement.
         kept_workers = [worker for worker in serving if worker.index < self._worker_count]
         surplus_workers = [worker for worker in serving if worker.index >= self._worker_count]
         missing_indexes = set(range(self._worker_count)) - {worker.index for worker in kept_workers}

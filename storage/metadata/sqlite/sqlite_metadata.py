@@ -11,9 +11,10 @@ change that frees space may use the whole reserve (`ReserveUse.ALL`).
 - The *collect queue* lists the links and blobs that garbage collection may have to remove.
 - `place` is the key under which the blob store has the bytes of a blob.
 - `by` is the client for which a change is made. The audit log names it.
-- `before` is a time in seconds since 1970. Garbage collection calls the methods with this parameter. The methods ignore
-  links that were queued or used after this time, upload sessions that made progress after this time, and manifests that
-  were deleted after this time.
+- `before` is a time in seconds since 1970. Garbage collection calls the methods with this parameter. These methods
+  handle only what has not changed since then: links that were last queued and last used at this time or earlier, upload
+  sessions that made their last progress at this time or earlier, and manifests that were deleted at this time or
+  earlier.
 - `sparse` means that a manifest is mirrored: it comes from an upstream registry, and the repository may lack content
   that the manifest refers to.
 """
@@ -60,8 +61,8 @@ from storage.patterns import NameSet
 from storage.tag_rules import IsImmutable, nothing_immutable
 
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
-"""The event loop reads a page of repositories if its `limit` is at most this number and the `NameSet` contains every
-name. A thread reads all other pages of repositories."""
+"""The method `repositories` reads a page on the event loop if `limit` is at most this number and the set `within`
+contains every name. It reads all other pages in a thread."""
 _MAX_REFERRERS_ON_LOOP: Final = 100
 """Largest number of referrers that are read for a page on the event loop. A *referrer* of a manifest is a manifest
 whose `subject` field has the digest of that manifest."""
@@ -104,9 +105,9 @@ class SqliteMetadata:
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
         """The large manifests that are in use now. Requests for the same manifest share one copy of it."""
         self._needing_tags_lock = asyncio.Lock()
-        """A lock for changes of a manifest that many tags need. Held while such a manifest is deleted or gets another
-        media type. A tag *needs* the manifest that it points at. If this manifest is an index, the tag also needs the
-        manifests that the index lists, directly or through other indexes."""
+        """A tag *needs* the manifest that it points at. If this manifest is an index, the tag also needs the manifests
+        that the index lists, directly or through other indexes. If many tags need a manifest, or many indexes contain
+        it, this lock is held while the manifest is deleted or gets another media type."""
         self._clock = clock
         self.on_mirrored: Callable[[], None] = lambda: None
         """Called after each `put_manifest` with `sparse` and each `add_blob_without_upload`, because these may have

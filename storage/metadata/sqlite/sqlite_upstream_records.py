@@ -3,9 +3,12 @@
 - An *upstream* is a registry that this registry mirrors. An *endpoint* is one of its servers.
 - A *check* is a request that asked an upstream whether it has a manifest or blob. The store records the time and the
   answer: found, or "not found".
-- A *link* is a row that lets a repository serve a blob. A link is *confirmed* if a client pushed the blob to this
-  repository, if the mirror downloaded it for this repository, or if the upstream reported that its repository has the
-  blob.
+- A *link* is a row that lets a repository of this registry serve a blob. A link is *confirmed* in these cases:
+
+  - A client pushed the blob to the repository.
+  - The mirror downloaded the blob for the repository.
+  - The upstream reported that it has the blob in the upstream repository that this repository mirrors.
+
 - A *bad sender* is an endpoint that sent *corrupt* bytes for a blob: bytes that do not have the blob's digest. The
   table `upstream_wrong` counts how often each endpoint sent corrupt bytes for a blob.
 - An *allowance* is the rate limit that an upstream stated.
@@ -65,9 +68,11 @@ INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?1
        remaining = iif(at > ?6 OR excluded.at >= at, excluded.remaining, remaining),
        most = iif(at > ?6 OR excluded.at >= at, excluded.most, most),
        until = max(iif(until > ?7, 0.0, until), excluded.until)"""
-"""The column `most` contains `Allowance.limit`. A stored `at` later than ?6, or a stored `until` later than ?7, is
-too far in the future: it was stored before the clock was set back. Such an `at` is replaced by the new `at`, and
-`remaining` and `most` are replaced as well. Such an `until` is replaced by the new `until`."""
+"""Stores a rate limit, or merges it into the stored one (`SqliteUpstreamRecords.save_allowance`). The column `most`
+contains `Allowance.limit`. A stored time that is too far in the future was stored before the clock was set back:
+
+- If the stored `at` is later than ?6, the new `at`, `remaining` and `most` replace the stored values.
+- If the stored `until` is later than ?7, the new `until` replaces the stored value."""
 
 _IS_CONFIRMED = """
 SELECT l.confirmed

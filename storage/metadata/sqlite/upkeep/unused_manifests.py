@@ -1,7 +1,8 @@
 """Finds manifests that nothing uses, so that retention or a removal of tags can delete them.
 
-- The *users* of a manifest are its tags, the indexes that list it, and its subject, if they are in its repository. The
-  subject counts as a user because a manifest that names a subject, such as a signature, is about the subject.
+- The *users* of a manifest are its tags, the indexes that list it, and its subject. Users are in the same repository as
+  the manifest. The subject counts as a user because manifests such as signatures are needed as long as their
+  subject, for example the signed image, exists.
 - A manifest without users is *unused*. `storage.retention` calls it an *orphan*.
 - The *dependents* of a manifest are the manifests that it lists, and the manifests that name it as their subject.
 - The *tree* of a manifest is the manifest itself and all manifests that it lists, directly or through other indexes.
@@ -58,16 +59,20 @@ SELECT coalesce(sum(b.size), 0) FROM blob b
  WHERE b.digest IN (SELECT g.digest FROM json_each(?1) j JOIN manifest_blob g ON g.manifest = j.value)
    AND NOT EXISTS (SELECT 1 FROM blob_link l JOIN manifest_blob k ON k.repository = l.repository AND k.digest = b.digest
                     WHERE l.blob = b.id AND k.manifest NOT IN (SELECT value FROM json_each(?1)))"""
-"""Selects the total size of the blobs to which only the manifests ?1 (a JSON list of row ids) refer. A reference by
-another manifest counts only if the repository of that other manifest has the blob."""
+"""Selects the total size of the blobs that meet both conditions:
+
+- At least one of the manifests ?1 (a JSON list of row ids) refers to the blob.
+- In each repository that has the blob, no manifest outside ?1 refers to the blob. A repository that lacks the blob can
+  have manifests that refer to it; these manifests are ignored."""
 
 
 class LastPull(NamedTuple):
     """When the manifests in the tree of a manifest were last pulled and imported, in seconds since 1970.
 
     - `pulled`: the last pull of any manifest in the tree. None: no pull is recorded.
-    - `imported`: the last import of a manifest in the tree from another registry. If a manifest was pulled from this
-      registry, its import does not count. None: no import counts."""
+    - `imported`: the last import, from another registry, of a manifest in the tree that has not been pulled from this
+      registry. For a manifest that the mirror stored, the time when it was stored counts as its import. None: no such
+      import is recorded."""
 
     pulled: float | None
     imported: float | None
@@ -121,9 +126,9 @@ def add_unused(
     unused: set[int],
     max_unused: float = math.inf,
 ) -> None:
-    """Finds manifests that are unused once `removed_tags` and the manifests in the set `unused` are removed, and adds
-    them to the set. Checks `roots`, and the dependents of each added manifest. Stops when the set has `max_unused`
-    manifests."""
+    """Assumes that the tags `removed_tags` and all manifests in the set `unused` are removed. If a
+    manifest then has no users, adds the manifest to `unused`, so that it is assumed to be removed too. Checks only
+    `roots`, and the dependents of each added manifest. Stops when `unused` has `max_unused` manifests."""
     # The users of each manifest are read only once. A manifest with remaining users is checked again when the last user
     # in its list becomes unused.
     users: dict[int, list[int]] = {}  # by manifest: its users that are not known to be unused
