@@ -92,6 +92,7 @@ def _is_too_deep(document: object) -> bool:
         depth += 1
         if depth > MAX_DEPTH:
             return True
+        # `inner` yields, for each object or array of this level, the collection of its values.
         inner = (node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list))
         level = [node for nodes in inner for node in nodes if isinstance(node, dict | list)]
     return False

@@ -9,16 +9,17 @@ changed:
    a commit since its last request (`storage.metadata.sqlite.cross_process_change_counter`).
 3. Each worker caches credentials, each with its principal (the account with its rights). A principal contains the
    epoch at which its rights were read. A cached credential contains the epoch at which it was last checked.
-   `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only if the principal's epoch is the
-   current epoch.
-4. If the principal's epoch is older, `CachedCredentialCheck.revalidate` looks at the credential's epoch. If the
-   credential's epoch is older too, `revalidate` checks the credential again.
+   `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only if the principal's rights were
+   read at the current epoch.
+4. If the rights were read at an older epoch, the worker calls `CachedCredentialCheck.revalidate`. If the credential
+   was last checked at an older epoch as well, `revalidate` checks the credential again.
 5. If the credential is still valid, `principal_of` computes the rights again from the grants.
 
-An *identity* is the account that a credential has proved, with the limits of the credential. Some identities depend on
-a *source outside the database*: a line of the htpasswd file, or the settings of a token issuer or of the OpenID
-provider. A change of this source does not increment the epoch. Such an identity therefore contains a *stamp*, a hash of
-its source. At each request, the worker compares the stamp with a hash of the current source.
+An *identity* is the result of a successful check of a credential: the account to which the credential belongs, and the
+restrictions of the credential, such as the time at which it expires. Some identities depend on a *source outside the
+database*: a line of the htpasswd file, or the settings of a token issuer or of the OpenID provider. A change of this
+source does not increment the epoch. Such an identity therefore contains a *stamp*, a hash of its source. At each
+request, the worker compares the stamp with a hash of the current source.
 """
 
 from __future__ import annotations

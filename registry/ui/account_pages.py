@@ -87,8 +87,8 @@ async def log_out(request: Request) -> Response:
     await read_form(request)
     cookies = cookies_of(request)
     if cookies.session is not None:
-        # The actor has the name of anonymous clients. For the audit log, `BrowserLogin.end` replaces this name by the
-        # name of the session's account.
+        # `unauthenticated_actor` does not read the session, so it returns an actor with the name of anonymous clients.
+        # For the audit log, `BrowserLogin.end` replaces this name by the name of the session's account.
         await _browser_login(request).end(cookies.session, unauthenticated_actor(request.scope))
     response = redirect(HOME_PATH)
     cookies.delete(response, SESSION_COOKIE)

@@ -204,8 +204,9 @@ class _Check:
                 await self._advance(len(records), "checking blobs")
 
     async def _confirm_size(self, digest: Digest) -> bool:
-        """Makes the second check of a blob whose bytes were missing or had the wrong size in the first check. Reports
-        or repairs the problem if it still exists. Returns whether it took the blob out of use."""
+        """Confirms that the bytes of a blob are missing or have the wrong size: makes the second check, after the first
+        check has found this problem. Reports or repairs the problem if it still exists. Returns whether it took the
+        blob out of use."""
         async with self._locks.hold(digest):
             record = await self._consistency.find_blob(digest)
             if record is None or not record.place:

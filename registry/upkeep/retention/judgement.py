@@ -99,8 +99,9 @@ class RetentionJudge:
         Begins after the tag name `after`; None: begins with the first tag. One read of the store returns all tags of a
         page."""
         oldest_kept = await self._retention.nth_newest(repo, rule.keep_last) if rule.keep_last else None
-        # The time of `keep_pulled_within` includes only times in which a server recorded pulls. At other times no pull
-        # is recorded, so a missing pull does not show that an image is unused.
+        # While no server records pulls, a missing pull does not show that an image is unused. Such a time does not
+        # count towards `keep_pulled_within`. For example, if `keep_pulled_within` is 30 days, and no server ran on 2 of
+        # the last 32 days, `pulls_since` is 32 days ago.
         recorded = await self._retention.recorded_periods()
         pulls_since = recorded.start_of_window(rule.keep_pulled_within, now)
         is_immutable = self.immutable_tags.in_repository(repo)

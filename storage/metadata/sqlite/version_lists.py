@@ -20,9 +20,9 @@ _MAX_CACHED_NAMES: Final = 300_000
 lists are removed from the cache. 300,000 names usually take 10 MB of memory, and up to 100 MB if all of them have the
 greatest length."""
 _MAX_NEW_ENTRIES: Final = 20_000
-"""A cached list is current if none of the new entries of the tag history is about the repository. New entries are those
-that were added since the list was last read or checked. Up to this number of new entries, the cache searches them for
-an entry about the repository. If there are more new entries, the list is read again without a search."""
+"""Largest number of new entries of the tag history that the cache searches to check whether a cached list is current.
+New entries are those that were added since the list was last read or checked. The list is current if none of the new
+entries is about the repository. If there are more new entries, the list is read again without a search."""
 _SELECT_NAMES: Final = "SELECT name FROM tag WHERE repository = ? ORDER BY name"
 _SELECT_NEWEST_ENTRY: Final = "SELECT coalesce(max(id), 0) FROM tag_history"
 _SELECT_NEW_ENTRY: Final = "SELECT 1 FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? LIMIT 1"

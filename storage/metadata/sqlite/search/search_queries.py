@@ -50,7 +50,7 @@ matching names of all repositories, and leaves out the names that the person may
 MAX_SHOWN_LABELS: Final = 8
 """Largest number of labels that a search returns for one manifest."""
 MAX_BLOBS: Final = 20
-"""Largest number of blobs of each hash algorithm that a search by the first digits of a digest finds."""
+"""A search by the first digits of a digest finds at most this number of blobs of each hash algorithm."""
 LAST_CHARACTER: Final = "\U0010ffff"
 """A character that sorts after all characters of names and tags."""
 MAX_TOKENS_OF_WORD: Final = 8
@@ -98,9 +98,11 @@ SELECT r.name, b.digest, NULL, 0
        CROSS JOIN blob_link l ON l.blob = b.id AND (?4 IS NULL OR l.repository IN (SELECT value FROM json_each(?4)))
        CROSS JOIN repository r ON r.id = l.repository
  WHERE EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = l.repository AND g.digest = b.digest)"""
-"""Finds a blob only in repositories that have a manifest which refers to the blob. A link (the row that lets a
-repository serve a blob) does not suffice: in a mirrored repository, the upstream may not yet have confirmed that it has
-the blob."""
+"""Finds a blob in a repository if the repository has both:
+
+- A link to the blob: the row that lets the repository serve the blob.
+- A manifest that refers to the blob. The link alone does not suffice: a mirror can add a link before it records that
+  the upstream has the blob in this repository."""
 
 
 def find_repositories(
@@ -122,10 +124,10 @@ def find_repositories(
 
 
 def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScope) -> tuple[set[str], bool]:
-    """Returns the names that match, and whether these are all matching names. Searches for the best matches first,
-    because the search ends early if very many names match. The second value is always False if the search also reads
-    names that the person may not see (`SearchScope.reads_hidden_rows`). The value thereby does not reveal whether many
-    hidden names match."""
+    """Returns the names that match, and `is_complete`: True only if these are all matching names. Searches for the best
+    matches first, because the search ends early if very many names match. If the search also reads names that the
+    person may not see (`SearchScope.reads_hidden_rows`), `is_complete` is always False. Otherwise `is_complete` would
+    reveal whether many hidden names match."""
     names: set[str] = set()
     rows_read = 0
     try:

@@ -85,10 +85,12 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
 
 
 def _excess_listed_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
-    """Returns the numbers of the events to remove from the list, because they are too old or the list is too long.
+    """Returns the numbers of the events to remove from the list. The reason to remove an event is one of these:
 
-    If the time of an event is in the future, the age of the event is unknown. An event of unknown age is also removed
-    if an event with a higher number is removed."""
+    - The list is too long: it has at least `limits.events` newer events.
+    - The event is too old: its time is before `limits.keep_since`.
+    - The time of the event is in the future, so its age is unknown. Such an event is removed if an event with
+      a higher number is removed."""
     rows: list[Any] = db.execute(_OLDEST_LISTED).fetchall()
     # The newest event that the list has no room for.
     newest_excess: int | None = db.execute(_NEWEST_BEYOND_LIMIT, (limits.events,)).get
