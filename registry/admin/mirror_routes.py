@@ -80,7 +80,7 @@ class CachedImageList(BaseModel):
     next: int | None = Field(description="null: this is the last part")
     total: int = Field(description="Number of images in the whole list")
     complete: bool = Field(
-        description=f"False: more than {MAX_LISTED_IMAGES} images match, and the whole list lacks some of them"
+        description=f"False: more than {MAX_LISTED_IMAGES} images match, so the list does not have all of them"
     )
 
 
@@ -104,12 +104,12 @@ class RefreshResponse(BaseModel):
     digest: str
     before: str | None = Field(description="The earlier digest if `outcome` is `changed`; otherwise null")
     held_back_until: datetime | None = Field(
-        description="When the cooldown of `digest` ends; null: `digest` is not in a cooldown. During the cooldown of a "
-        "new digest, clients do not get this digest"
+        description="The time until which clients do not get `digest`, because the tag has pointed at it for less than "
+        "the cooldown in the settings; null: clients get it now"
     )
     served: str | None = Field(
-        description="The digest that pulls get during the cooldown; null: `digest` is not in a cooldown, or pulls of "
-        "the tag fail during the cooldown"
+        description="If `held_back_until` is a time: the digest that pulls of the tag get until then, or null if these "
+        "pulls fail. Otherwise null"
     )
     unblocked_blobs: int = Field(
         description="Number of the image's blobs that this refresh has unblocked. A blob is blocked at an endpoint of "
@@ -166,7 +166,7 @@ class ImagesToWarm(BodyModel):
 @router.get("/mirror", tags=["mirror"])
 async def read_mirror(caller: AdminCaller) -> MirrorStatus:
     """Returns the state of each upstream, the size of the cached content, and the unfinished downloads. The state of an
-    upstream includes its health and its remaining requests. This request asks no upstream."""
+    upstream includes its health and the number of requests that it still accepts. This request asks no upstream."""
     upkeep = caller.upkeep
     parts = await read_cache_status(upkeep.settings, upkeep.store)
     return MirrorStatus(

@@ -212,7 +212,7 @@ class TokenService:
         except Unauthorized:  # the account has changed since the login was verified, for example its password
             raise Unauthorized(INVALID_CREDENTIALS) from None
         except (StorageFull, DataDirectoryReplaced) as error:
-            log.warning("a login gets no refresh token, so its client stores the password: %s", error.message)
+            log.warning("a client gets no refresh token, so it stores the password of its user: %s", error.message)
             return None
         return new_token.text
 
