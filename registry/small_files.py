@@ -25,7 +25,7 @@ def read_small_text(path: Path) -> str:
 
 
 def decode_text(content: bytes) -> str:
-    """Returns a text in UTF-8, with `\\n` for all kinds of line breaks. Raises UnicodeDecodeError."""
+    """Decodes bytes in UTF-8. Returns the text with `\\n` for all kinds of line breaks. Raises UnicodeDecodeError."""
     return io.StringIO(content.decode("utf-8"), newline=None).read()
 
 

@@ -252,13 +252,14 @@ class Outbox(Protocol):
         ...
 
     async def first_complete_number(self) -> int:
-        """Returns the number from which the list is complete:
+        """Call this method only while the list is enabled (a reader). Returns the number from which the list is
+        complete:
 
         - The list has not lost an event with this number or a higher number.
         - From the event with this number on, the list has been enabled (a reader) without a break.
 
-        If the list is disabled, or complete only for future events, returns the number that the next event gets. Even a
-        complete list has gaps in its numbers, because not every event enters the list."""
+        If the list is complete only for future events, returns the number that the next event gets. Even a complete
+        list has gaps in its numbers, because not every event enters the list."""
         ...
 
     async def after(

@@ -104,8 +104,9 @@ class RefreshResponse(BaseModel):
     digest: str
     before: str | None = Field(description="The earlier digest if `outcome` is `changed`; otherwise null")
     held_back_until: datetime | None = Field(
-        description="The time until which clients do not get `digest`, because the tag has pointed at it for less than "
-        "the cooldown in the settings; null: clients get it now"
+        description="The time from which pulls of the tag get `digest`, unless the tag moves again: the tag has "
+        "pointed at it for less than the cooldown in the settings. Pulls by digest are not delayed. null: no cooldown "
+        "delays it"
     )
     served: str | None = Field(
         description="If `held_back_until` is a time: the digest that pulls of the tag get until then, or null if these "

@@ -43,8 +43,8 @@ class CredentialVerifier:
     """Verifies credentials, for one process and its event loop.
 
     - `revocation_check`: checks whether an identity is still valid. An identity can depend on an account, an API token,
-      a signing key and settings. If one of them is not valid any more, the check raises Unauthorized. Otherwise, it
-      returns the identity with the current limits of the API token.
+      a signing key, a line of the htpasswd file, and settings. If one of them is not valid any more or has changed, the
+      check raises Unauthorized. Otherwise, it returns the identity with the current limits of the API token.
     - `login_audit`: records logins in the audit log.
     - `clock`: returns seconds since 1970.
     """

@@ -137,8 +137,8 @@ def check_ports(loaded: LoadedSettings) -> None:
     the server recognizes the socket for the metrics only by its port.
 
     `load_settings` does not check this, because it is also called by commands that have no flag `--listen`. If the
-    server was started with `--listen`, the flag takes precedence over the port in the file. A command without the flag
-    would compare the port in the file, which the server does not use.
+    server was started with `--listen`, the flag takes precedence over the file and the variables. A command without the
+    flag would compare the port from these, which the server does not use.
 
     At its start, the server also compares the ports of its open sockets."""
     metrics, listen = loaded.settings.metrics, loaded.settings.listen

@@ -37,8 +37,8 @@ _REASONS: Final[Mapping[str, str]] = {
     "auth.silly": "this kind of login checks nothing; create accounts with: entrepot user add",
     "auth.token": (
         "this registry issues tokens itself, at /token. To accept the tokens of another service as well, add a robot "
-        "account for its clients, and a table [[issuer]]. This table names the robot account, the issuer and audience "
-        "in the tokens, and jwks_url or jwks_file"
+        "account for its clients, and an [[issuer]] with these settings: account (the robot account), issuer and "
+        "audience (as in the tokens), and jwks_url or jwks_file"
     ),
     "auth": "this kind of login does not exist here; create accounts with: entrepot user add",
     "middleware": "there are no middlewares here; a content delivery network can stand in front of this registry",

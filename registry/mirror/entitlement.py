@@ -101,7 +101,8 @@ class BlobEntitlement:
                 try:
                     return await self._sizes.ask_and_remember(repo, digest, deadline), manifests
                 except (Denied, TooManyRequests, UpstreamUnavailable):
-                    # This size may be wrong. If the blob is stored, it is served nevertheless: at a public upstream,
+                    # This size may be wrong. The response to a HEAD request, and the check of a requested range, then
+                    # use the wrong size. If the blob is stored, the blob is served nevertheless: at a public upstream,
                     # `mount` does not use the size. If the blob is downloaded, the download detects a wrong size.
                     return stated_sizes[0], manifests
         try:

@@ -179,7 +179,7 @@ class ApiClient:
         length = parse_count(response.headers.get("content-length")) or 0
         try:
             if "content-length" not in response.headers and max_bytes > SMALL_BODY_BYTES:
-                # Counted in advance, because the loop below counts a piece of the body only when it is in memory.
+                # The client may hold this many bytes in memory before the loop below counts them.
                 length = _ASSUMED_BODY_BYTES
             if SMALL_BODY_BYTES < length <= max_bytes:
                 await share.grow(2 * length)  # twice the body, because the caller needs as much again to parse it

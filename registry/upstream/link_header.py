@@ -33,16 +33,17 @@ def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
         relation = _RELATION.search(link[2])
         if relation is None or "next" not in (relation[1] or relation[2] or "").lower().split():
             continue
-        next_url = _resolve_on_origin(url, link[1].strip())
-        if next_url is None:
-            raise UpstreamUnavailable(f"{loggable_origin(url)} answers with an invalid Link to the next page")
-        return next_url
+        try:
+            return _resolve_on_origin(url, link[1].strip())
+        except ValueError as error:
+            message = f"{loggable_origin(url)} answers with an invalid Link to the next page: {error}"
+            raise UpstreamUnavailable(message) from None
     return None
 
 
-def _resolve_on_origin(url: str, link: str) -> str | None:
+def _resolve_on_origin(url: str, link: str) -> str:
     """Resolves `link` relative to `url`. Returns a URL with the origin of `url`, and the path and query of the result.
-    Returns None if `link` is not valid, or if the path does not begin with `/`.
+    Raises ValueError, with a text that says what is wrong with the link.
 
     In the returned URL, the path follows the host directly. So a path that does not begin with `/` could change the
     host. For example, the link `x:.evil.test/p` has the path `.evil.test/p`. The origin `https://far.test` and this
@@ -50,9 +51,11 @@ def _resolve_on_origin(url: str, link: str) -> str | None:
     base = urlsplit(url)
     try:
         target = urlsplit(urljoin(url, link))
-        if not target.path.startswith("/"):
-            return None
-        next_url = f"{base.scheme}://{base.netloc}{target.path}" + (f"?{target.query}" if target.query else "")
-        return next_url if origin(next_url) == origin(url) else None
     except ValueError:
-        return None
+        raise ValueError("it is not a URL") from None
+    if not target.path.startswith("/"):
+        raise ValueError("its path does not begin with /")
+    next_url = f"{base.scheme}://{base.netloc}{target.path}" + (f"?{target.query}" if target.query else "")
+    if origin(next_url) != origin(url):
+        raise ValueError("it leads to another server")
+    return next_url

@@ -62,7 +62,7 @@ class FailureRate:
         failure moves the time of its keys `cost_seconds` further into the future.
 
         - `until`: the time of a key, in seconds since 1970. The result is 0.0 if `until` is later than
-          `FailureCost.latest_plausible_time`: the machine's clock was then ahead when the time was stored.
+          `FailureCost.latest_plausible_time`: in this case, the machine's clock was ahead when the time was stored.
         - `now`: the present time, in seconds since 1970."""
         if until > self.failure_cost.latest_plausible_time(now):
             return 0.0
@@ -79,8 +79,8 @@ BY_ACCOUNT: Final = FailureRate(cost_seconds=60.0, burst=50)
 FAMILIAR_SECONDS: Final = LONGEST_THROTTLING_SECONDS
 """How long an address stays familiar to an account after a login. It can be up to a day less, because a login is stored
 at most once a day. The store keeps a time for each throttling key. The end of this period is stored as the time of the
-key `_familiar_key`, which throttles nothing. The time of a key can be at most `LONGEST_THROTTLING_SECONDS` in the
-future."""
+key that `_familiar_key` returns; this key throttles nothing. The store allows times up to `LONGEST_THROTTLING_SECONDS`
+in the future, so the period cannot be longer."""
 
 
 class LoginThrottle:

@@ -122,7 +122,7 @@ class RepositoryChoice:
         self._refusing: set[RepositoryName] = set()
         """The repositories for which the upstream has refused to send the blob."""
         self._failures_in_row = 0
-        """Number of failures in a row of requests to `next_repo`."""
+        """Number of failures in a row of requests to `next_repo`, since `_choose_another` was last called."""
 
     @property
     def has_usable_repo(self) -> bool:
@@ -150,7 +150,7 @@ class RepositoryChoice:
             self._choose_another()
 
     def _choose_another(self) -> None:
-        """Chooses a new `next_repo`. The *candidates* are the usable repositories except the present `next_repo`.
+        """Chooses the next `next_repo`. The *candidates* are the usable repositories except the present `next_repo`.
 
         - If `_sender` is a candidate, chooses `_sender`.
         - If there are only other candidates, chooses the first candidate after `_last_substitute` in alphabetical

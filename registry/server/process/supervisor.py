@@ -311,8 +311,8 @@ class Supervisor:
         self._selector.unregister(sock)
 
     def _unregistered_files(self) -> list[int | socket.socket]:
-        """A forked worker closes its copies of the files that only the supervisor uses. Most of these files are
-        registered with the selector, where the worker finds them. Returns the files that are not registered there."""
+        """Returns the files that only the supervisor uses and that are not registered with its selector, except the
+        alive pipe, which `WorkerPool` closes itself. A forked worker closes its copies of these files."""
         return [self._signal_writer, *([] if self._control is None else self._control.waiting_connections)]
 
     def _control_action(self, request_change: Callable[[Reply], None]) -> Action:

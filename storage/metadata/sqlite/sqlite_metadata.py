@@ -12,9 +12,9 @@ change that frees space may use the whole reserve (`ReserveUse.ALL`).
 - `place` is the key under which the blob store has the bytes of a blob.
 - `by` is the client for which a change is made. The audit log names it.
 - `before` is a time in seconds since 1970. Garbage collection calls the methods with this parameter. These methods
-  handle only what has not changed since then: links that were last queued and last used at this time or earlier, upload
-  sessions that made their last progress at this time or earlier, and manifests that were deleted at this time or
-  earlier.
+  remove only links that were last queued and last used at this time or earlier, upload sessions that made their last
+  progress at this time or earlier, and manifests that were deleted at this time or earlier. `queued_links` does not
+  look at the last use; `drop_link` queues a link that was used later again, with the time of this use.
 - `sparse` means that a manifest is mirrored: it comes from an upstream registry, and the repository may lack content
   that the manifest refers to.
 """
@@ -105,9 +105,11 @@ class SqliteMetadata:
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
         """The large manifests that are in use now. Requests for the same manifest share one copy of it."""
         self._needing_tags_lock = asyncio.Lock()
-        """A tag *needs* the manifest that it points at. If this manifest is an index, the tag also needs the manifests
-        that the index lists, directly or through other indexes. If many tags need a manifest, or many indexes contain
-        it, this lock is held while the manifest is deleted or gets another media type."""
+        """Lock that is held while a manifest is deleted or gets another media type, if the check of the tags that need
+        it takes too long for one transaction: if more than `MAX_TAGS_WITHOUT_LOCK` tags need it, or this many indexes
+        contain it. So no transaction contains several such checks. A tag *needs* the manifest that it points at. If
+        this manifest is an index, the tag also needs the manifests that the index lists, directly or through other
+        indexes."""
         self._clock = clock
         self.on_mirrored: Callable[[], None] = lambda: None
         """Called after each `put_manifest` with `sparse` and each `add_blob_without_upload`, because these may have

@@ -7,7 +7,7 @@
 
   - A client pushed the blob to the repository.
   - The mirror downloaded the blob for the repository.
-  - The upstream reported that it has the blob in the upstream repository that this repository mirrors.
+  - The upstream is private, and reported that it has the blob in the upstream repository that this repository mirrors.
 
 - A *bad sender* is an endpoint that sent *corrupt* bytes for a blob: bytes that do not have the blob's digest. The
   table `upstream_wrong` counts how often each endpoint sent corrupt bytes for a blob.

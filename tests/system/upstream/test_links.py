@@ -46,7 +46,9 @@ def test_next_pages(link: str, next_url: str | None) -> None:
 def test_links_whose_path_would_change_the_host_are_refused(link: str, url: str) -> None:
     """A link to a next page is refused if its path does not begin with `/`. Appended to the host of the
     list, such a path would name another host or port."""
-    with pytest.raises(UpstreamUnavailable, match=r"answers with an invalid Link to the next page"):
+    with pytest.raises(
+        UpstreamUnavailable, match=r"Link to the next page: it(s path does not begin with /| is not a URL)"
+    ):
         next_page_url({"link": f'<{link}>; rel="next"'}, url)
 
 

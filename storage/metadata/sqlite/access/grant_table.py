@@ -163,8 +163,9 @@ def _check_limits(db: apsw.Connection, grant: Grant) -> None:
     added_characters = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
     if added_characters and tail_characters + added_characters > MAX_TAIL_CHARACTERS_PER_SUBJECT:
         raise AccountInvalid(
-            f"the patterns of {subject} that are not like team/app or team/** would be too long in total; grant on "
-            "patterns like team/**, or to groups"
+            f"the patterns of {subject} that are not like team/app or team/** would be too long in total: more than "
+            f"{MAX_TAIL_CHARACTERS_PER_SUBJECT} characters, counted from the first star of each; grant on patterns "
+            "like team/**, or to groups"
         )
 
 

@@ -101,8 +101,8 @@ SELECT r.name, b.digest, NULL, 0
 """Finds a blob in a repository if the repository has both:
 
 - A link to the blob: the row that lets the repository serve the blob.
-- A manifest that refers to the blob. The link alone does not suffice: a mirror can add a link before it records that
-  the upstream has the blob in this repository."""
+- A manifest that refers to the blob. The link alone does not suffice: a mirror can add a link although the upstream has
+  not confirmed that it has the blob in this repository."""
 
 
 def find_repositories(

@@ -90,7 +90,9 @@ def _excess_listed_events(db: apsw.Connection, limits: EventLimits) -> list[int]
     - The list is too long: it has at least `limits.events` newer events.
     - The event is too old: its time is before `limits.keep_since`.
     - The time of the event is in the future, so its age is unknown. Such an event is removed if an event with
-      a higher number is removed."""
+      a higher number is removed.
+
+    Stops at the first event to which none of these reasons can apply, even if a later event is too old."""
     rows: list[Any] = db.execute(_OLDEST_LISTED).fetchall()
     # The newest event that the list has no room for.
     newest_excess: int | None = db.execute(_NEWEST_BEYOND_LIMIT, (limits.events,)).get

@@ -24,7 +24,6 @@ from storage.metadata.sqlite.upkeep import event_tables, outbox_limits, removed_
 from storage.metadata.sqlite.upkeep.due_deliveries import find_due
 from storage.metadata.sqlite.upkeep.event_tables import DELIVERY_COLUMNS, EVENT_COLUMNS, to_delivery, to_event
 from storage.outbox import (
-    LIST_READER,
     MAX_ADDED_EVENTS,
     Delivery,
     DeliveryPosition,
@@ -154,11 +153,9 @@ class SqliteOutbox:
         return number or 0
 
     async def first_complete_number(self) -> int:
-        # If the list is enabled, it has been so since the event with the number `kept_from`, and has lost no event.
+        # Since the event with the number `kept_from`, the list was always enabled and has lost no event.
         with _as_storage_failed():
-            if removed_webhooks.is_reader(self._db, LIST_READER):
-                return int(self._db.execute("SELECT kept_from FROM event_list").get)
-        return await self.newest_number() + 1
+            return int(self._db.execute("SELECT kept_from FROM event_list").get)
 
     async def after(
         self, number: int, limit: int, *, action: EventAction | None = None, repository: str | None = None

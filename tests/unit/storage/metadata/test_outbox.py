@@ -225,11 +225,10 @@ async def test_a_look_up_reads_a_limited_number_of_events(
 
 async def test_a_list_that_is_enabled_again_begins_with_the_next_event(store: StoredRegistry, clock: Clock) -> None:
     """If the event list was disabled for a while, the events of this time are missing. `first_complete_number` returns
-    the number of the first event after the gap. While the list is disabled, this is the number of the next event."""
+    the number of the first event after the gap."""
     await push_index(store, "first", "v1")
     await store.outbox.configure([reader(HOOK)])
     await push_index(store, "second", "v1")
-    assert await store.outbox.first_complete_number() == 3
     await store.outbox.configure([reader(LIST_READER), reader(HOOK)])
     await push_index(store, "third", "v1")
     assert await store.outbox.first_complete_number() == 3
