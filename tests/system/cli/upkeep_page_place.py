@@ -189,13 +189,16 @@ class Place:
         return Layout(self.data).blob(Digest(self._images[number].layers[-1].digest))
 
     def write_old_registry(self) -> None:
-        """Writes the data directory of an old registry. One image in it lacks a blob. Also starts a server that stands
-        for an old registry on the network."""
+        """Writes the data directory of an old registry. One image in it lacks its blobs. Also starts a server that
+        stands for an old registry on the network."""
         old = OldDirectory(self.folder / "var" / "lib" / "docker-registry")
         old.push("team/app", noise_image("team", 1000), "1")
         whole, broken = noise_image("whole", 1000), noise_image("broken", 1000)
         old.push("tools/build", index_of((whole, "amd64"), (broken, "arm64")), "1.0")
-        old.data(broken.layers[0].digest).unlink()
+        # The blobs of an image are imported at the same time. If one of them was there, it would be imported in some
+        # runs only, depending on when the import notices the missing one.
+        for digest in broken.blobs:
+            old.data(digest).unlink()
         self._start_other_server("https://old.example.com", "ann", "team/web", "other/web")
 
     def start_harbor(self) -> None:
