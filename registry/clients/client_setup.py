@@ -71,9 +71,8 @@ class MirroredHost:
     server: str
     """The URL from which the client would pull without this registry."""
     has_short_names: bool = True
-    """Whether a client can leave out the upstream's name at the beginning of a repository name, as in `library/ubuntu`
-    instead of `docker.io/library/ubuntu`. When docker asks its mirror for an image of Docker Hub, the request contains
-    such a short name."""
+    """True if clients can omit the upstream's name at the beginning of a repository name, for example `library/ubuntu`
+    for `docker.io/library/ubuntu`. Docker sends such short names when it asks its mirror for an image of Docker Hub."""
 
 
 def mirrored_hosts(upstream: Upstream) -> list[MirroredHost]:

@@ -175,8 +175,8 @@ class PassThroughReader:
 
     location: str | None = None
     is_incomplete = True
-    """Whether the registry is still downloading the blob. Always True: the blob is downloaded for this reader
-    alone, and is never stored."""
+    """Always True, because the blob is downloaded for this reader alone and is never stored. For other readers, True
+    means that the registry is still downloading the blob."""
     data: bytes | None = None
     file: OpenFile | None = None
 

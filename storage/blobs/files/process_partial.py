@@ -95,8 +95,8 @@ class ProcessPartial:
         """Number of `retain` calls without a `release` so far, plus `_running_steps`. When it falls to 0, the files are
         closed."""
         self._has_no_owner = False
-        """Whether the partial blob has no owner in any process. If a user of another process becomes the owner, or
-        stops being the owner, this value is out of date until the next `refresh`."""
+        """True if the partial blob has no owner in any process. This value is out of date until the next `refresh` if a
+        user in another process has become the owner, or has stopped being the owner."""
         self._version = 0
         """Number of changes to the *progress* (the stored ranges and the status) so far."""
         self._stored_version = 0  # the `_version` of the progress that is in the state file
